@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { Server, ServerCredentials, status } from '@grpc/grpc-js';
-import { createNodesClient, unary } from './client.ts';
+import { createNodesClient, nodesMethods, unary } from './client.ts';
 import { RpcError, serviceError } from './errors.ts';
 import { addNodesService } from './service.ts';
 import type { NodesHandlers, RegisterNodeRequest } from './types.ts';
@@ -39,7 +39,8 @@ test('64-bit fields arrive as numbers, absent fields as their defaults', async (
   });
   const capacityBytes = 64 * 2 ** 40;
   const answer = await unary(
-    (request, options, callback) => client.register(request, options, callback),
+    client,
+    nodesMethods().Register,
     { nodeId: 'node-1', capacityBytes, replicas: [{ volumeId: 'vol-1', epoch: 3 }] },
     { timeoutMs: 5000 },
   );
@@ -72,7 +73,7 @@ test('a failure keeps its stable code, its status and its message', async (t) =>
 test('a call that gets no answer ends at its deadline, or when its signal aborts', async (t) => {
   const client = await serve(t, { Heartbeat: () => {} });
   const call = (options: { timeoutMs: number; signal?: AbortSignal }) =>
-    unary((request, callOptions, callback) => client.heartbeat(request, callOptions, callback), {}, options);
+    unary(client, nodesMethods().Heartbeat, {}, options);
   await assert.rejects(
     call({ timeoutMs: 50 }),
     (error) => error instanceof RpcError && error.code === null && error.status === status.DEADLINE_EXCEEDED,

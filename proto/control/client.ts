@@ -1,8 +1,9 @@
 /** Clients of the control plane's gRPC, and unary calls as promises with a deadline. */
-import { type ClientOptions, type ClientUnaryCall, credentials, type requestCallback } from '@grpc/grpc-js';
+import { type Client, type ClientOptions, credentials } from '@grpc/grpc-js';
+import type { MethodDefinition } from '@grpc/proto-loader';
 import { toRpcError } from './errors.ts';
 import { loadControl } from './load.ts';
-import type { AgentsClient, NodesClient } from './types.ts';
+import type { AgentsClient, AgentsDefinition, NodesClient, NodesDefinition } from './types.ts';
 
 /**
  * Pings find a control plane that vanished without closing the connection; the short reconnect bound lets a
@@ -28,30 +29,47 @@ export function createAgentsClient(address: string): AgentsClient {
   return new (loadControl().Agents)(address, credentials.createInsecure(), CLIENT_OPTIONS);
 }
 
-type UnaryMethod<Request, Response> = (
-  request: Request,
-  options: { deadline: number },
-  callback: requestCallback<Response>,
-) => ClientUnaryCall;
+/** The methods of the Nodes service, to be named in `unary`. */
+export function nodesMethods(): NodesDefinition {
+  return loadControl().Nodes.service;
+}
+
+/** The methods of the Agents service, to be named in `unary`. */
+export function agentsMethods(): AgentsDefinition {
+  return loadControl().Agents.service;
+}
+
+export interface UnaryOptions {
+  readonly timeoutMs: number;
+  readonly signal?: AbortSignal;
+}
 
 /**
  * One unary call. Rejects with an `RpcError`.
  *
- *     await unary((r, o, cb) => client.register(r, o, cb), request, { timeoutMs: 5000 })
+ *     await unary(client, nodesMethods().Register, request, { timeoutMs: 5000 })
  */
-export function unary<Request, Response>(
-  method: UnaryMethod<Request, Response>,
-  request: Request,
-  options: { timeoutMs: number; signal?: AbortSignal },
+export function unary<RequestInput, ResponseInput, Request, Response>(
+  client: Client,
+  method: MethodDefinition<RequestInput, ResponseInput, Request, Response>,
+  request: RequestInput,
+  options: UnaryOptions,
 ): Promise<Response> {
   return new Promise((resolve, reject) => {
     const onAbort = (): void => call.cancel();
-    const call = method(request, { deadline: Date.now() + options.timeoutMs }, (error, response) => {
-      options.signal?.removeEventListener('abort', onAbort);
-      if (error !== null) reject(toRpcError(error));
-      else if (response === undefined) reject(toRpcError(new Error('the answer is empty')));
-      else resolve(response);
-    });
+    const call = client.makeUnaryRequest<RequestInput, Response>(
+      method.path,
+      method.requestSerialize,
+      method.responseDeserialize,
+      request,
+      { deadline: Date.now() + options.timeoutMs },
+      (error, response) => {
+        options.signal?.removeEventListener('abort', onAbort);
+        if (error !== null) reject(toRpcError(error));
+        else if (response === undefined) reject(toRpcError(new Error('the answer is empty')));
+        else resolve(response);
+      },
+    );
     if (options.signal?.aborted) call.cancel();
     else options.signal?.addEventListener('abort', onAbort, { once: true });
   });

@@ -8,7 +8,7 @@ export type {
   AgentCommandResultInput,
 } from '../build/blockwire/control/v1/AgentCommandResult.ts';
 export type { AgentHeartbeat, AgentHeartbeatInput } from '../build/blockwire/control/v1/AgentHeartbeat.ts';
-export type { AgentsClient, AgentsHandlers } from '../build/blockwire/control/v1/Agents.ts';
+export type { AgentsClient, AgentsDefinition, AgentsHandlers } from '../build/blockwire/control/v1/Agents.ts';
 export type { AttachedDevice, AttachedDeviceInput } from '../build/blockwire/control/v1/AttachedDevice.ts';
 export type { AttachVolume, AttachVolumeInput } from '../build/blockwire/control/v1/AttachVolume.ts';
 export type { CommandResult, CommandResultInput } from '../build/blockwire/control/v1/CommandResult.ts';
@@ -24,7 +24,7 @@ export type {
   NodeCommandResultInput,
 } from '../build/blockwire/control/v1/NodeCommandResult.ts';
 export type { NodeHeartbeat, NodeHeartbeatInput } from '../build/blockwire/control/v1/NodeHeartbeat.ts';
-export type { NodesClient, NodesHandlers } from '../build/blockwire/control/v1/Nodes.ts';
+export type { NodesClient, NodesDefinition, NodesHandlers } from '../build/blockwire/control/v1/Nodes.ts';
 export type {
   RegisterAgentRequest,
   RegisterAgentRequestInput,
