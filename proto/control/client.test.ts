@@ -56,11 +56,7 @@ test('a failure keeps its stable code, its status and its message', async (t) =>
       callback(serviceError('BW_NODE_NOT_FOUND', status.NOT_FOUND, 'register first')),
   });
   await assert.rejects(
-    unary(
-      (request, options, callback) => client.heartbeat(request, options, callback),
-      {},
-      { timeoutMs: 5000 },
-    ),
+    unary(client, nodesMethods().Heartbeat, {}, { timeoutMs: 5000 }),
     (error) =>
       error instanceof RpcError &&
       error.code === 'BW_NODE_NOT_FOUND' &&

@@ -67,20 +67,29 @@ export const ERROR_TABLE = {
   BW_UNSUPPORTED_HOST: { http: 501, grpc: FAILED_PRECONDITION, nbd: NbdErrno.ENOTSUP },
   BW_TIMEOUT: { http: 504, grpc: DEADLINE_EXCEEDED, nbd: NbdErrno.EIO },
   BW_IO: { http: 500, grpc: INTERNAL, nbd: NbdErrno.EIO },
+  BW_BODY_TOO_LARGE: { http: 413, grpc: RESOURCE_EXHAUSTED, nbd: NbdErrno.EOVERFLOW },
+  BW_OVERLOADED: { http: 503, grpc: RESOURCE_EXHAUSTED, nbd: NbdErrno.ENOMEM },
   BW_SHUTTING_DOWN: { http: 503, grpc: UNAVAILABLE, nbd: NbdErrno.ESHUTDOWN },
   BW_INTERNAL: { http: 500, grpc: INTERNAL, nbd: NbdErrno.EIO },
 } as const satisfies Record<string, Mapping>;
 
 export type ErrorCode = keyof typeof ERROR_TABLE;
 
+export interface BlockwireErrorOptions extends ErrorOptions {
+  /** Facts about the failure for a program to read, such as the ids it concerns; JSON values only. */
+  readonly details?: Readonly<Record<string, unknown>>;
+}
+
 /** A failure with a stable code and a message that says what to do. */
 export class BlockwireError extends Error {
   override readonly name = 'BlockwireError';
   readonly code: ErrorCode;
+  readonly details: Readonly<Record<string, unknown>> | null;
 
-  constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
+  constructor(code: ErrorCode, message: string, options?: BlockwireErrorOptions) {
     super(message, options);
     this.code = code;
+    this.details = options?.details ?? null;
   }
 
   get httpStatus(): number {
