@@ -8,7 +8,7 @@ export function createLogger(name: string): Logger {
   return pino(
     {
       name,
-      level: process.env['BLOCKWIRE_LOG'] ?? 'info',
+      level: process.env.BLOCKWIRE_LOG ?? 'info',
       base: { name },
       timestamp: () => `,"time":"${new Date().toISOString()}"`,
     },

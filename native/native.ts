@@ -1,0 +1,96 @@
+/**
+ * The typed face of the addon: every function of src/*.cc, under the same name and in the same order. Plain data
+ * only; `null`, never `undefined`, crosses. Descriptors are numbers, addresses are numbers below 2^53 (Linux user
+ * addresses are below 2^47). Functions throw KernelError, except where they are said to return a negative errno.
+ */
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { throwsKernelError } from './errors.ts';
+
+/** Opaque record of one mapping. */
+export interface MappingHandle {
+  readonly __mapping: unique symbol;
+}
+
+export interface Mapped {
+  readonly buffer: ArrayBuffer;
+  readonly address: number;
+  readonly handle: MappingHandle;
+}
+
+export interface Native {
+  // ring.cc
+  /** io_uring_setup(2). `params` is struct io_uring_params (120 bytes), filled by the kernel. Returns the descriptor. */
+  ioUringSetup(entries: number, params: Uint32Array): number;
+  /**
+   * io_uring_enter(2) with GETEVENTS: submits, and waits for `minComplete` completions at most `timeoutMs` (negative:
+   * without bound). Returns the SQEs consumed, or the negative errno.
+   */
+  ioUringEnter(fd: number, toSubmit: number, minComplete: number, timeoutMs: number): number;
+  /** io_uring_register(2). */
+  ioUringRegister(fd: number, opcode: number, argument: NodeJS.TypedArray | null, count: number): number;
+
+  // memory.cc
+  /** mmap(2), populated: shared of `fd` at `offset`, or private anonymous memory with fd -1. Lengths in bytes. */
+  map(fd: number, length: number, offset: number, writable: boolean): Mapped;
+  /** munmap(2) at once; the buffer is detached. Again is no error. */
+  unmap(buffer: ArrayBuffer, handle: MappingHandle): void;
+  /** msync(2) with MS_SYNC; `address` on a page boundary. */
+  syncRange(address: number, length: number): void;
+  /** mlockall(2), current and future pages. */
+  lockAll(): void;
+
+  // descriptors.cc
+  close(fd: number): void;
+  /** eventfd(2), counter at zero, close-on-exec. */
+  eventfd(): number;
+  eventfdSignal(fd: number): void;
+  /** flock(2), exclusive, without waiting: false if another open file holds the lock. */
+  flock(fd: number): boolean;
+  /** socket(2), close-on-exec. */
+  socket(domain: number, type: number): number;
+  /** socketpair(2), AF_UNIX stream. */
+  socketPair(): [number, number];
+  bind(fd: number, sockaddr: Uint8Array): void;
+  listen(fd: number, backlog: number): void;
+  /** The local TCP port of a bound socket. */
+  boundPort(fd: number): number;
+  setSocketOption(fd: number, level: number, name: number, value: NodeJS.TypedArray): void;
+  /** shutdown(2) of both directions; not connected is no error. */
+  shutdown(fd: number): void;
+
+  // ublk.cc
+  /**
+   * One ublk control command (linux/ublk_cmd.h) on a thread of its own. `command` is struct ublksrv_ctrl_cmd (32 bytes);
+   * `data`, if any, is the buffer it points to. Resolves with the command's result, a negative errno on failure.
+   */
+  ublkControl(operation: number, command: Uint8Array, data: NodeJS.TypedArray | null): Promise<number>;
+
+  // checksum.cc
+  /** CRC32C of a typed array; `seed` is 0 or the checksum of the bytes before. */
+  crc32c(data: NodeJS.TypedArray, seed: number): number;
+  /** The same by table, to test the CPU's instruction against. */
+  crc32cSoftware(data: NodeJS.TypedArray, seed: number): number;
+  /** CRC32C of `count` blocks of `blockSizeBytes` (a multiple of 8) at the given addresses, into `out`. */
+  crc32cBlocks(addresses: Float64Array, count: number, blockSizeBytes: number, out: Uint32Array): void;
+}
+
+function load(): Native {
+  const path = join(import.meta.dirname, 'build', 'blockwire.node');
+  try {
+    return createRequire(import.meta.url)(path) as Native;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new Error(`the native addon does not load (${reason}); build it with: npm run build`, {
+      cause: error,
+    });
+  }
+}
+
+/** The addon; calls that throw throw KernelError. */
+export const native: Native = throwsKernelError(load(), [
+  'ioUringEnter',
+  'ublkControl',
+  'crc32cBlocks',
+  'crc32c',
+]);

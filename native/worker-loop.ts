@@ -1,0 +1,174 @@
+/**
+ * A data worker's thread: one ring, one loop that blocks in `enter`, and a way for the main thread to wake it.
+ *
+ *   main thread                               worker thread
+ *   RingWorker.post(message) ─ postMessage ─▶ port queue
+ *                            └ eventfd ─────▶ read completes ─▶ receiveMessageOnPort ─▶ onMessage
+ *
+ * The worker never returns to its event loop, so nothing in it may be asynchronous. `enter` always has a bound:
+ * V8 stops a terminated worker only once it is back in JavaScript, and process.exit waits for that.
+ */
+import { type MessagePort, parentPort, receiveMessageOnPort, Worker, workerData } from 'node:worker_threads';
+import { allocateRegion, PAGE_SIZE_BYTES, type Region } from './memory.ts';
+import { native } from './native.ts';
+import { type CompletionHandler, Ring, type RingOptions } from './ring.ts';
+import { IoringOp } from './uapi/io-uring.ts';
+
+/** The longest that a terminated worker stays in the kernel, and the grain of `onTick`. */
+const WAIT_MS_MAX = 100;
+const READ_WAKE = 0;
+
+export interface WorkerLoopHooks {
+  /** One message of the main thread, in order. */
+  onMessage(message: unknown): void;
+  /** After each batch of completions, before the next `enter`: the place to send what the batch gathered. */
+  onBatchEnd?(): void;
+  /** At least every 100 ms; for deadlines. @param nowMs monotonic milliseconds */
+  onTick?(nowMs: number): void;
+}
+
+export class WorkerLoop implements CompletionHandler {
+  readonly ring: Ring;
+  readonly #port: MessagePort;
+  readonly #wakeFd: number;
+  readonly #wakeCount: Region;
+  readonly #id: number;
+  #hooks: WorkerLoopHooks | null = null;
+  #stopped = false;
+
+  constructor(options: { ring: RingOptions; port: MessagePort; wakeFd: number }) {
+    this.ring = new Ring(options.ring);
+    this.#port = options.port;
+    this.#wakeFd = options.wakeFd;
+    this.#wakeCount = allocateRegion(PAGE_SIZE_BYTES);
+    this.#id = this.ring.addHandler(this);
+  }
+
+  /** Runs until `stop`. */
+  run(hooks: WorkerLoopHooks): void {
+    this.#hooks = hooks;
+    this.#awaitWake();
+    // What was posted before the loop ran.
+    this.#receive();
+    let tickedMs = performance.now();
+    while (!this.#stopped) {
+      hooks.onBatchEnd?.();
+      this.ring.enter(this.ring.hasCompletions ? 0 : 1, WAIT_MS_MAX);
+      this.ring.dispatch();
+      if (hooks.onTick !== undefined) {
+        const nowMs = performance.now();
+        if (nowMs - tickedMs >= WAIT_MS_MAX) {
+          tickedMs = nowMs;
+          hooks.onTick(nowMs);
+        }
+      }
+    }
+    this.ring.close();
+  }
+
+  /** Ends `run` after the current batch. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  /** To the main thread's `onMessage`. */
+  post(message: unknown): void {
+    this.#port.postMessage(message);
+  }
+
+  complete(operation: number, _data: number, result: number): void {
+    if (operation !== READ_WAKE || result < 0) return;
+    this.#awaitWake();
+    this.#receive();
+  }
+
+  #awaitWake(): void {
+    this.ring.prepare(
+      IoringOp.READ,
+      0,
+      0,
+      this.#wakeFd,
+      0,
+      this.#wakeCount.address,
+      8,
+      0,
+      this.#id,
+      READ_WAKE,
+      0,
+    );
+  }
+
+  #receive(): void {
+    for (;;) {
+      const received = receiveMessageOnPort(this.#port);
+      if (received === undefined) return;
+      this.#hooks?.onMessage(received.message);
+    }
+  }
+}
+
+interface RingWorkerData {
+  readonly wakeFd: number;
+  readonly data: unknown;
+}
+
+/** In a worker's module: its loop, and the data that RingWorker was made with. */
+export function openWorkerLoop(ring: RingOptions): { loop: WorkerLoop; data: unknown } {
+  if (parentPort === null) throw new Error('openWorkerLoop belongs into a worker thread');
+  const { wakeFd, data } = workerData as RingWorkerData;
+  return { loop: new WorkerLoop({ ring, port: parentPort, wakeFd }), data };
+}
+
+/** The main thread's side of a worker. */
+export class RingWorker {
+  readonly #worker: Worker;
+  readonly #wakeFd: number;
+  readonly #exited: Promise<number>;
+
+  constructor(options: {
+    module: URL;
+    name: string;
+    data: unknown;
+    onMessage: (message: unknown) => void;
+    /** The worker ended by itself: an uncaught error, or `stop`. */
+    onExit: (error: Error | null) => void;
+  }) {
+    this.#wakeFd = native.eventfd();
+    const workerData: RingWorkerData = { wakeFd: this.#wakeFd, data: options.data };
+    this.#worker = new Worker(options.module, { workerData, name: options.name });
+    let failure: Error | null = null;
+    this.#worker.on('message', options.onMessage);
+    this.#worker.on('error', (error) => {
+      failure = error instanceof Error ? error : new Error(String(error));
+    });
+    this.#exited = new Promise((resolve) => {
+      this.#worker.on('exit', (code) => {
+        native.close(this.#wakeFd);
+        resolve(code);
+        options.onExit(failure);
+      });
+    });
+  }
+
+  /** Posts a message and wakes the worker. After its end this does nothing. */
+  post(message: unknown): void {
+    this.#worker.postMessage(message);
+    this.#wake();
+  }
+
+  /** Resolves with the exit code once the thread is gone. */
+  get exited(): Promise<number> {
+    return this.#exited;
+  }
+
+  /** Ends the thread without its consent: within 100 ms, also when it is blocked in the kernel. */
+  async terminate(): Promise<void> {
+    const ended = this.#worker.terminate();
+    this.#wake();
+    await ended;
+  }
+
+  #wake(): void {
+    if (this.#worker.threadId !== -1) native.eventfdSignal(this.#wakeFd);
+  }
+}
