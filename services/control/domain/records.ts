@@ -1,0 +1,126 @@
+/**
+ * What the control plane remembers, one table a kind. Liveness is not here: who is online is known only by
+ * who is connected now (see fleet.ts).
+ */
+import { type Static, Type } from 'typebox';
+import { Table } from '../store/table.ts';
+
+const Bytes = Type.Integer({ minimum: 0 });
+const Counter = Type.Integer({ minimum: 1 });
+const Time = Type.String();
+
+export const ReplicaStateSchema = Type.Enum(['inSync', 'rebuilding', 'stale']);
+export type ReplicaState = Static<typeof ReplicaStateSchema>;
+
+export const VolumeStateSchema = Type.Enum(['creating', 'available', 'inUse']);
+export type VolumeState = Static<typeof VolumeStateSchema>;
+
+export const AttachmentStateSchema = Type.Enum(['attaching', 'attached', 'detaching', 'lost']);
+export type AttachmentState = Static<typeof AttachmentStateSchema>;
+
+export const DatapathSchema = Type.Enum(['auto', 'fused', 'copy']);
+export type Datapath = Static<typeof DatapathSchema>;
+
+const ReplicaRecord = Type.Object({
+  nodeId: Type.String(),
+  state: ReplicaStateSchema,
+  /** The epoch at which it went stale; null unless stale. */
+  staleSinceEpoch: Type.Union([Counter, Type.Null()]),
+});
+export type ReplicaRecord = Static<typeof ReplicaRecord>;
+
+const VolumeRecord = Type.Object({
+  id: Type.String(),
+  name: Type.String(),
+  sizeBytes: Bytes,
+  state: VolumeStateSchema,
+  /** Who may write: raised by every attach, before any node hears of it. */
+  generation: Counter,
+  /** Which replicas count: raised by every change of a replica's state. */
+  epoch: Counter,
+  replicas: Type.Array(ReplicaRecord),
+  /** Set exactly while the state is inUse. */
+  attachmentId: Type.Union([Type.String(), Type.Null()]),
+  createdAt: Time,
+});
+export type VolumeRecord = Static<typeof VolumeRecord>;
+
+const AttachmentRecord = Type.Object({
+  id: Type.String(),
+  volumeId: Type.String(),
+  agentId: Type.String(),
+  state: AttachmentStateSchema,
+  /** Null until attached. */
+  device: Type.Union([Type.String(), Type.Null()]),
+  /** What was asked for; once attached, the mode in use. */
+  datapath: Type.String(),
+  generation: Counter,
+  createdAt: Time,
+});
+export type AttachmentRecord = Static<typeof AttachmentRecord>;
+
+const NodeRecord = Type.Object({
+  id: Type.String(),
+  nbdAddress: Type.String(),
+  zone: Type.String(),
+  version: Type.String(),
+  capacityBytes: Bytes,
+  freeBytes: Bytes,
+});
+export type NodeRecord = Static<typeof NodeRecord>;
+
+const AgentRecord = Type.Object({
+  id: Type.String(),
+  host: Type.String(),
+  version: Type.String(),
+  datapaths: Type.Array(Type.String()),
+});
+export type AgentRecord = Static<typeof AgentRecord>;
+
+export const volumes = new Table('volume', VolumeRecord);
+/** Keyed by the volume's name: what makes names unique. */
+export const names = new Table('name', Type.Object({ volumeId: Type.String() }));
+export const attachments = new Table('attachment', AttachmentRecord);
+export const nodes = new Table('node', NodeRecord);
+export const agents = new Table('agent', AgentRecord);
+
+/**
+ * Bytes of a node's capacity that replicas claim, by node. Changed in the commits that make and unmake
+ * replicas, so that two placements cannot both take the last space.
+ */
+export const claims = new Table('claim', Type.Object({ claimedBytes: Bytes }));
+
+/**
+ * Replicas that are to be deleted, by node and volume. A replica of a volume that the control plane does not
+ * know is deleted only when its tombstone says so: a lost or older metadata store must never cost data.
+ */
+export const replicaTombstones = new Table(
+  'gone',
+  Type.Object({ nodeId: Type.String(), volumeId: Type.String(), sizeBytes: Bytes, createdAt: Time }),
+);
+
+/** Devices that are to be removed though their agent has not confirmed it, by agent and attachment. */
+export const deviceTombstones = new Table(
+  'detached',
+  Type.Object({
+    agentId: Type.String(),
+    attachmentId: Type.String(),
+    volumeId: Type.String(),
+    createdAt: Time,
+  }),
+);
+
+/** POST requests by the digest of their idempotency key. */
+export const idempotency = new Table(
+  'idempotency',
+  Type.Object({
+    requestDigest: Type.String(),
+    /** The id of what the request makes, chosen before it is made. */
+    resourceId: Type.String(),
+    /** The process that runs the request; another one may take over when that one is gone. */
+    owner: Type.String(),
+    /** Null while the request runs. */
+    answer: Type.Union([Type.Object({ status: Type.Integer(), body: Type.String() }), Type.Null()]),
+    createdAt: Time,
+  }),
+);
