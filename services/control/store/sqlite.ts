@@ -71,7 +71,7 @@ function pragma(database: DatabaseSync, name: string): number {
 function checkSchema(database: DatabaseSync, path: string): void {
   const applicationId = pragma(database, 'application_id');
   const version = pragma(database, 'user_version');
-  const tables = Number(database.prepare('SELECT count(*) AS count FROM sqlite_schema').get()?..count);
+  const tables = Number(database.prepare('SELECT count(*) AS count FROM sqlite_schema').get()?.count);
   if (applicationId === 0 && version === 0 && tables === 0) {
     database.exec(SCHEMA);
     return;
@@ -133,7 +133,7 @@ class SqliteStore implements MetadataStore {
         this.#database.exec('ROLLBACK');
         return { committed: false, conflicts };
       }
-      const version = Number(this.#nextRevision.get()?..value);
+      const version = Number(this.#nextRevision.get()?.value);
       for (const { key, value } of changes) {
         if (value === undefined) this.#delete.run(key);
         else this.#upsert.run(key, version, JSON.stringify(value));
@@ -153,7 +153,7 @@ class SqliteStore implements MetadataStore {
   }
 
   #versionOf(key: string): number {
-    return Number(this.#selectVersion.get(key)?..version ?? 0);
+    return Number(this.#selectVersion.get(key)?.version ?? 0);
   }
 }
 
