@@ -1,0 +1,95 @@
+/** The control plane's REST interface as typed functions; answers are checked in http.ts. */
+import { randomUUID } from 'node:crypto';
+import type { Static } from 'typebox';
+import { CommandError, usageError } from '../errors.ts';
+import { requestEmpty, requestJson } from './http.ts';
+import { AgentList, Attachment, AttachmentList, StorageNodeList, Volume, VolumeList } from './schema.ts';
+
+export const REST_DEFAULT = 'http://127.0.0.1:7400';
+
+const VOLUME_ID = /^vol-[0-9a-f]{12}$/;
+
+export interface CreateVolume {
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly replicas: number;
+}
+
+export interface CreateAttachment {
+  /** Volume id. */
+  readonly volume: string;
+  readonly agent?: string;
+  readonly datapath?: string;
+}
+
+/** All methods throw CommandError: the server's code, or BW_PEER_UNREACHABLE, BW_TIMEOUT, BW_PROTOCOL. */
+export class RestClient {
+  readonly #base: string;
+
+  /** @param base such as http://127.0.0.1:7400; throws a usage error when it is not an http(s) URL. */
+  constructor(base: string) {
+    const url = URL.canParse(base) ? new URL(base) : null;
+    if (url === null || !/^https?:$/.test(url.protocol))
+      throw usageError(`"${base}" is not a REST address such as ${REST_DEFAULT}`);
+    this.#base = base;
+  }
+
+  createVolume(body: CreateVolume): Promise<Volume> {
+    const request = { method: 'POST', path: '/v1/volumes', body, idempotencyKey: randomUUID() } as const;
+    return requestJson(this.#base, request, Volume);
+  }
+
+  listVolumes(): Promise<Static<typeof VolumeList>> {
+    return requestJson(this.#base, { method: 'GET', path: '/v1/volumes' }, VolumeList);
+  }
+
+  /** @param ref an id (`vol-` and 12 hex digits) or a name. Throws BW_VOLUME_NOT_FOUND. */
+  async findVolume(ref: string): Promise<Volume> {
+    if (VOLUME_ID.test(ref)) return requestJson(this.#base, { method: 'GET', path: volumePath(ref) }, Volume);
+    const query = new URLSearchParams({ name: ref });
+    const path = `/v1/volumes?${query}`;
+    const { volumes } = await requestJson(this.#base, { method: 'GET', path }, VolumeList);
+    const volume = volumes.find(({ name }) => name === ref);
+    if (volume === undefined) throw new CommandError('BW_VOLUME_NOT_FOUND', `no volume is named "${ref}"`);
+    return volume;
+  }
+
+  deleteVolume(id: string): Promise<void> {
+    return requestEmpty(this.#base, { method: 'DELETE', path: volumePath(id) });
+  }
+
+  createAttachment(body: CreateAttachment): Promise<Attachment> {
+    const request = { method: 'POST', path: '/v1/attachments', body, idempotencyKey: randomUUID() } as const;
+    return requestJson(this.#base, request, Attachment);
+  }
+
+  listAttachments(volumeId: string): Promise<Static<typeof AttachmentList>> {
+    const path = `/v1/attachments?${new URLSearchParams({ volume: volumeId })}`;
+    return requestJson(this.#base, { method: 'GET', path }, AttachmentList);
+  }
+
+  deleteAttachment(id: string, options: { force: boolean }): Promise<void> {
+    const path = `/v1/attachments/${encodeURIComponent(id)}${options.force ? '?force=true' : ''}`;
+    return requestEmpty(this.#base, { method: 'DELETE', path });
+  }
+
+  listNodes(timeoutMs?: number): Promise<Static<typeof StorageNodeList>> {
+    return requestJson(
+      this.#base,
+      { method: 'GET', path: '/v1/nodes', ...within(timeoutMs) },
+      StorageNodeList,
+    );
+  }
+
+  listAgents(timeoutMs?: number): Promise<Static<typeof AgentList>> {
+    return requestJson(this.#base, { method: 'GET', path: '/v1/agents', ...within(timeoutMs) }, AgentList);
+  }
+}
+
+function volumePath(id: string): string {
+  return `/v1/volumes/${encodeURIComponent(id)}`;
+}
+
+function within(timeoutMs: number | undefined): { timeoutMs?: number } {
+  return timeoutMs === undefined ? {} : { timeoutMs };
+}

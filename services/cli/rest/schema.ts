@@ -1,0 +1,65 @@
+/**
+ * What this program relies on in the control plane's REST answers. More fields are allowed and passed on by
+ * `--json`; a missing or mistyped one is a protocol error.
+ */
+import { type Static, Type } from 'typebox';
+
+export const Replica = Type.Object({
+  node: Type.String(),
+  /** inSync, rebuilding or stale. */
+  state: Type.String(),
+  /** nbd:// address for any NBD client. */
+  uri: Type.String(),
+});
+export type Replica = Static<typeof Replica>;
+
+export const Volume = Type.Object({
+  id: Type.String(),
+  name: Type.String(),
+  sizeBytes: Type.Integer({ minimum: 0 }),
+  /** creating, available, inUse, deleting or error. */
+  state: Type.String(),
+  degraded: Type.Optional(Type.Boolean()),
+  replicas: Type.Array(Replica),
+});
+export type Volume = Static<typeof Volume>;
+
+export const Attachment = Type.Object({
+  id: Type.String(),
+  volume: Type.String(),
+  agent: Type.String(),
+  /** /dev/ublkbN once the agent has made it. */
+  device: Type.Optional(Type.Union([Type.String(), Type.Null()])),
+  datapath: Type.Optional(Type.Union([Type.String(), Type.Null()])),
+  state: Type.String(),
+});
+export type Attachment = Static<typeof Attachment>;
+
+export const StorageNode = Type.Object({
+  id: Type.String(),
+  /** online or offline. */
+  state: Type.String(),
+  nbd: Type.String(),
+  zone: Type.Optional(Type.String()),
+  capacityBytes: Type.Integer({ minimum: 0 }),
+  freeBytes: Type.Integer({ minimum: 0 }),
+  version: Type.Optional(Type.String()),
+});
+export type StorageNode = Static<typeof StorageNode>;
+
+export const Agent = Type.Object({
+  id: Type.String(),
+  state: Type.String(),
+  host: Type.Optional(Type.String()),
+  version: Type.Optional(Type.String()),
+  /** Data path modes that the agent's host offers, best first. */
+  datapaths: Type.Optional(Type.Array(Type.String())),
+});
+export type Agent = Static<typeof Agent>;
+
+export const VolumeList = Type.Object({ volumes: Type.Array(Volume) });
+export const AttachmentList = Type.Object({ attachments: Type.Array(Attachment) });
+export const StorageNodeList = Type.Object({ nodes: Type.Array(StorageNode) });
+export const AgentList = Type.Object({ agents: Type.Array(Agent) });
+
+export const ErrorBody = Type.Object({ code: Type.String(), message: Type.String() });
