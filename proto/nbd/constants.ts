@@ -1,0 +1,135 @@
+/**
+ * Every number of the NBD protocol that Blockwire uses, under the specification's own names. Each group names
+ * its section of the specification (doc/proto.md of the NetworkBlockDevice project).
+ */
+
+// "Fixed newstyle negotiation". The two 64-bit magics are kept as halves: no bigint on any path.
+/** `NBDMAGIC` */
+export const NBD_INIT_MAGIC_HI = 0x4e42444d;
+export const NBD_INIT_MAGIC_LO = 0x41474943;
+/** `IHAVEOPT` */
+export const NBD_OPTS_MAGIC_HI = 0x49484156;
+export const NBD_OPTS_MAGIC_LO = 0x454f5054;
+/** Reply to an option: 0x0003e889045565a9. */
+export const NBD_OPT_REPLY_MAGIC_HI = 0x0003e889;
+export const NBD_OPT_REPLY_MAGIC_LO = 0x045565a9;
+
+// "Handshake flags" and "Client flags"
+export const NBD_FLAG_FIXED_NEWSTYLE = 1 << 0;
+export const NBD_FLAG_NO_ZEROES = 1 << 1;
+export const NBD_FLAG_C_FIXED_NEWSTYLE = 1 << 0;
+export const NBD_FLAG_C_NO_ZEROES = 1 << 1;
+
+// "Transmission flags"
+export const NBD_FLAG_HAS_FLAGS = 1 << 0;
+export const NBD_FLAG_READ_ONLY = 1 << 1;
+export const NBD_FLAG_SEND_FLUSH = 1 << 2;
+export const NBD_FLAG_SEND_FUA = 1 << 3;
+export const NBD_FLAG_ROTATIONAL = 1 << 4;
+export const NBD_FLAG_SEND_TRIM = 1 << 5;
+export const NBD_FLAG_SEND_WRITE_ZEROES = 1 << 6;
+export const NBD_FLAG_SEND_DF = 1 << 7;
+export const NBD_FLAG_CAN_MULTI_CONN = 1 << 8;
+export const NBD_FLAG_SEND_RESIZE = 1 << 9;
+export const NBD_FLAG_SEND_CACHE = 1 << 10;
+export const NBD_FLAG_SEND_FAST_ZERO = 1 << 11;
+
+// "Option types"
+export const NBD_OPT_EXPORT_NAME = 1;
+export const NBD_OPT_ABORT = 2;
+export const NBD_OPT_LIST = 3;
+export const NBD_OPT_STARTTLS = 5;
+export const NBD_OPT_INFO = 6;
+export const NBD_OPT_GO = 7;
+export const NBD_OPT_STRUCTURED_REPLY = 8;
+export const NBD_OPT_LIST_META_CONTEXT = 9;
+export const NBD_OPT_SET_META_CONTEXT = 10;
+export const NBD_OPT_EXTENDED_HEADERS = 11;
+
+// "Option reply types"
+export const NBD_REP_ACK = 1;
+export const NBD_REP_SERVER = 2;
+export const NBD_REP_INFO = 3;
+export const NBD_REP_META_CONTEXT = 4;
+/** Bit 31 set: an error. */
+export const NBD_REP_FLAG_ERROR = 0x80000000;
+export const NBD_REP_ERR_UNSUP = 0x80000001;
+export const NBD_REP_ERR_POLICY = 0x80000002;
+export const NBD_REP_ERR_INVALID = 0x80000003;
+export const NBD_REP_ERR_PLATFORM = 0x80000004;
+export const NBD_REP_ERR_TLS_REQD = 0x80000005;
+export const NBD_REP_ERR_UNKNOWN = 0x80000006;
+export const NBD_REP_ERR_SHUTDOWN = 0x80000007;
+export const NBD_REP_ERR_BLOCK_SIZE_REQD = 0x80000008;
+export const NBD_REP_ERR_TOO_BIG = 0x80000009;
+export const NBD_REP_ERR_EXT_HEADER_REQD = 0x8000000a;
+
+// "NBD_REP_INFO": information types
+export const NBD_INFO_EXPORT = 0;
+export const NBD_INFO_NAME = 1;
+export const NBD_INFO_DESCRIPTION = 2;
+export const NBD_INFO_BLOCK_SIZE = 3;
+
+// "Request message"
+export const NBD_REQUEST_MAGIC = 0x25609513;
+export const NBD_EXTENDED_REQUEST_MAGIC = 0x21e41c71;
+export const REQUEST_SIZE_BYTES = 28;
+export const EXTENDED_REQUEST_SIZE_BYTES = 32;
+
+// "Request types"
+export const NBD_CMD_READ = 0;
+export const NBD_CMD_WRITE = 1;
+export const NBD_CMD_DISC = 2;
+export const NBD_CMD_FLUSH = 3;
+export const NBD_CMD_TRIM = 4;
+export const NBD_CMD_CACHE = 5;
+export const NBD_CMD_WRITE_ZEROES = 6;
+export const NBD_CMD_BLOCK_STATUS = 7;
+export const NBD_CMD_RESIZE = 8;
+
+// "Command flags"
+export const NBD_CMD_FLAG_FUA = 1 << 0;
+export const NBD_CMD_FLAG_NO_HOLE = 1 << 1;
+export const NBD_CMD_FLAG_DF = 1 << 2;
+export const NBD_CMD_FLAG_REQ_ONE = 1 << 3;
+export const NBD_CMD_FLAG_FAST_ZERO = 1 << 4;
+export const NBD_CMD_FLAG_PAYLOAD_LEN = 1 << 5;
+
+// "Simple reply message", "Structured reply chunk message", "Extended reply chunk message"
+export const NBD_SIMPLE_REPLY_MAGIC = 0x67446698;
+export const NBD_STRUCTURED_REPLY_MAGIC = 0x668e33ef;
+export const NBD_EXTENDED_REPLY_MAGIC = 0x6e8a278c;
+export const SIMPLE_REPLY_SIZE_BYTES = 16;
+export const STRUCTURED_REPLY_SIZE_BYTES = 20;
+export const EXTENDED_REPLY_SIZE_BYTES = 32;
+
+// "Structured reply flags" and "Structured reply types"
+export const NBD_REPLY_FLAG_DONE = 1 << 0;
+export const NBD_REPLY_TYPE_NONE = 0;
+export const NBD_REPLY_TYPE_OFFSET_DATA = 1;
+export const NBD_REPLY_TYPE_OFFSET_HOLE = 2;
+export const NBD_REPLY_TYPE_BLOCK_STATUS = 5;
+export const NBD_REPLY_TYPE_BLOCK_STATUS_EXT = 6;
+export const NBD_REPLY_TYPE_ERROR = 0x8001;
+export const NBD_REPLY_TYPE_ERROR_OFFSET = 0x8002;
+
+// "Metadata context: base:allocation"
+export const NBD_STATE_HOLE = 1 << 0;
+export const NBD_STATE_ZERO = 1 << 1;
+
+// "Error values"
+export const NBD_OK = 0;
+export const NBD_EPERM = 1;
+export const NBD_EIO = 5;
+export const NBD_ENOMEM = 12;
+export const NBD_EINVAL = 22;
+export const NBD_ENOSPC = 28;
+export const NBD_EOVERFLOW = 75;
+export const NBD_ENOTSUP = 95;
+export const NBD_ESHUTDOWN = 108;
+
+// "Conventions" and "Block size constraints"
+/** Longest string that the protocol knows: names, queries, messages. */
+export const NBD_STRING_SIZE_BYTES_MAX = 4096;
+/** What a client may send without asking: 32 MiB. */
+export const NBD_PAYLOAD_SIZE_BYTES_MAX = 32 * 1024 * 1024;
