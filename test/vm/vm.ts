@@ -1,0 +1,171 @@
+/**
+ * Boots Debian's newest cloud kernel under qemu over this machine's own root and runs commands inside.
+ *
+ *   const vm = await Vm.boot();  const { exitCode, output } = await vm.run('uname -r');  await vm.close();
+ */
+import type { ChildProcess } from 'node:child_process';
+import * as fs from 'node:fs/promises';
+import * as path from 'node:path';
+import { BlockwireError } from '@blockwire/shared/errors.ts';
+import { AgentClient } from './agent-client.ts';
+import { HostMachine, isHostWanted } from './host.ts';
+import { buildInitramfs } from './initramfs.ts';
+import { cacheDirectory, ensureKernel, type Kernel } from './kernel.ts';
+import { checkWith, type Machine, runWith } from './machine.ts';
+import { type Forwards, type Network, slirpNetwork, tapNetwork } from './network.ts';
+import { Parts, sweep } from './parts.ts';
+import { type Accelerator, AcceleratorMemory, qemuArgs } from './qemu.ts';
+
+export interface VmOptions {
+  /** Default 4096; three quarters of it hold what is written to the guest's root. */
+  readonly memoryMiB?: number | undefined;
+  /** Default 2. */
+  readonly cpus?: number | undefined;
+  /** Default slirp. */
+  readonly network?: 'slirp' | 'tap' | undefined;
+  /** Ports of the host's loopback that lead to ports inside; slirp only. */
+  readonly forwards?: Forwards | undefined;
+  /** How long one boot may take before it is given up; default 60 s. */
+  readonly bootTimeoutMs?: number | undefined;
+  readonly onProgress?: ((message: string) => void) | undefined;
+}
+
+const REPOSITORY = path.resolve(import.meta.dirname, '../..');
+/** Emulated boots die now and then: races in the kernel's text patching that real processors do not have. */
+const BOOTS_MAX = 4;
+/** Where guest/init mounts the shared directory. */
+const SHARED_PATH = '/mnt/host';
+
+interface Running {
+  readonly agent: AgentClient;
+  readonly parts: Parts;
+  readonly network: Network;
+  readonly accelerator: Accelerator;
+  readonly kernelRelease: string;
+  readonly qemu: ChildProcess;
+}
+
+export class Vm implements Machine {
+  readonly kind = 'vm';
+  readonly sharedPath = SHARED_PATH;
+  readonly kernelRelease: string;
+  readonly accelerator: Accelerator;
+  readonly hostAddress: string;
+  readonly hostNetns: string | null;
+  readonly sharedHostPath: string;
+  /** qemu's and virtiofsd's process ids. */
+  readonly pids: readonly number[];
+  readonly #agent: AgentClient;
+  readonly #parts: Parts;
+
+  /**
+   * A running machine: the VM, or with BLOCKWIRE_VM=host this host. Throws BW_UNSUPPORTED_HOST when something is
+   * missing here, BW_TIMEOUT or BW_IO when it does not come up.
+   */
+  static async boot(options: VmOptions = {}): Promise<Machine> {
+    if (isHostWanted(process.env)) return HostMachine.start(REPOSITORY);
+    return Vm.bootGuest(options);
+  }
+
+  /** The VM, whatever the environment says. */
+  static async bootGuest(options: VmOptions = {}): Promise<Vm> {
+    const onProgress = options.onProgress ?? (() => {});
+    const cache = cacheDirectory();
+    const kernel = await ensureKernel(cache, { onProgress });
+    await sweep();
+    const memory = new AcceleratorMemory(cache);
+    let failure: unknown;
+    for (const accelerator of await memory.candidates()) {
+      const boots = accelerator === 'kvm' ? 1 : BOOTS_MAX;
+      for (let boot = 1; boot <= boots; boot++) {
+        try {
+          onProgress(`Booting Linux ${kernel.release} (${accelerator}${boot > 1 ? `, try ${boot}` : ''})`);
+          const vm = await Vm.#bootOnce(kernel, accelerator, options);
+          await memory.remember(accelerator);
+          return vm;
+        } catch (error) {
+          failure = error;
+          if (error instanceof BlockwireError && error.code === 'BW_UNSUPPORTED_HOST') throw error;
+        }
+      }
+    }
+    throw failure;
+  }
+
+  static async #bootOnce(kernel: Kernel, accelerator: Accelerator, options: VmOptions): Promise<Vm> {
+    const parts = new Parts();
+    try {
+      await parts.create();
+      const network =
+        options.network === 'tap' ? await tapNetwork(parts.name) : slirpNetwork(options.forwards);
+      parts.network = network;
+      await fs.writeFile(
+        parts.file('initramfs'),
+        await buildInitramfs({
+          kernel,
+          repositoryPath: REPOSITORY,
+          address: network.address,
+          gateway: network.hostAddress,
+        }),
+      );
+      await parts.startFileServer('root', '/');
+      await parts.startFileServer('share', parts.sharePath);
+      const { connected } = await parts.listen();
+      const qemu = parts.start(
+        'qemu-system-x86_64',
+        qemuArgs({
+          accelerator,
+          kernel,
+          initramfsPath: parts.file('initramfs'),
+          memoryMiB: options.memoryMiB ?? 4096,
+          cpus: options.cpus ?? 2,
+          networkArgs: network.qemuArgs,
+          consolePath: parts.file('console'),
+          agentSocket: parts.file('agent.sock'),
+          rootSocket: parts.file('root.sock'),
+          shareSocket: parts.file('share.sock'),
+        }),
+        network.netns,
+      );
+      const broken = parts.whenBroken(qemu, AbortSignal.timeout(options.bootTimeoutMs ?? 60_000));
+      broken.catch(() => {});
+      const socket = await Promise.race([connected, broken]);
+      const agent = new AgentClient({ readable: socket, writable: socket }, REPOSITORY);
+      const kernelRelease = await Promise.race([agent.ready, broken]);
+      await fs.rm(parts.file('initramfs'));
+      return new Vm({ agent, parts, network, accelerator, kernelRelease, qemu });
+    } catch (error) {
+      await parts.close();
+      throw error;
+    }
+  }
+
+  private constructor({ agent, parts, network, accelerator, kernelRelease, qemu }: Running) {
+    this.#agent = agent;
+    this.#parts = parts;
+    this.accelerator = accelerator;
+    this.kernelRelease = kernelRelease;
+    this.hostAddress = network.hostAddress;
+    this.hostNetns = network.netns;
+    this.sharedHostPath = parts.sharePath;
+    this.pids = parts.pids;
+    qemu.once('exit', async () => {
+      const message = `The VM has ended. The last lines of its console:\n${await parts.consoleTail()}`;
+      agent.fail(new BlockwireError('BW_IO', message));
+    });
+  }
+
+  start: Machine['start'] = (command, options) => this.#agent.start(command, options);
+  run: Machine['run'] = (command, options) => runWith(this, command, options);
+  check: Machine['check'] = (command, options) => checkWith(this, command, options);
+
+  /** The kernel's messages so far. */
+  console(): Promise<string> {
+    return this.#parts.console();
+  }
+
+  async close(): Promise<void> {
+    this.#agent.fail(new BlockwireError('BW_SHUTTING_DOWN', 'The VM was closed.'));
+    await this.#parts.close();
+  }
+}
