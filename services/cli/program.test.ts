@@ -1,0 +1,179 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { after, before, test } from 'node:test';
+import { processRequest } from './commands/run.ts';
+import { ExitCode } from './errors.ts';
+import { runCommandLine } from './program.ts';
+
+const VOLUME = {
+  id: 'vol-0123456789ab',
+  name: 'data',
+  sizeBytes: 1_073_741_824,
+  state: 'inUse',
+  degraded: true,
+  replicas: [
+    { node: 'node-1', state: 'inSync', uri: 'nbd://127.0.0.1:10809/vol-0123456789ab' },
+    { node: 'node-2', state: 'stale', uri: 'nbd://127.0.0.1:10810/vol-0123456789ab' },
+  ],
+};
+const ATTACHMENT = {
+  id: 'att-0123456789ab',
+  volume: VOLUME.id,
+  agent: 'agent-1',
+  device: '/dev/ublkb0',
+  datapath: 'fused',
+  state: 'attached',
+};
+const NODE = {
+  id: 'node-1',
+  state: 'online',
+  nbd: '127.0.0.1:10809',
+  zone: 'a',
+  capacityBytes: 2 ** 40,
+  freeBytes: 2 ** 39,
+  version: '0.1.0',
+};
+
+const answers: Record<string, unknown> = {
+  'GET /v1/volumes': { volumes: [VOLUME] },
+  'GET /v1/volumes?name=data': { volumes: [VOLUME] },
+  'GET /v1/volumes?name=absent': { volumes: [] },
+  'GET /v1/volumes/vol-0123456789ab': VOLUME,
+  'GET /v1/attachments?volume=vol-0123456789ab': { attachments: [ATTACHMENT] },
+  'POST /v1/attachments': ATTACHMENT,
+  'DELETE /v1/attachments/att-0123456789ab?force=true': '',
+  'GET /v1/nodes': { nodes: [NODE] },
+};
+
+let server: Server;
+let rest: string;
+let requests: string[] = [];
+
+before(async () => {
+  server = createServer((request, response) => {
+    const key = `${request.method} ${request.url}`;
+    requests.push(key);
+    const body = answers[key] ?? { code: 'BW_NOT_FOUND', message: key };
+    response.writeHead(key in answers ? 200 : 404).end(JSON.stringify(body));
+  }).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  rest = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+});
+
+after(() => {
+  server.closeAllConnections();
+  server.close();
+});
+
+async function run(...argv: string[]): Promise<{ exitCode: ExitCode; stdout: string; stderr: string }> {
+  let stdout = '';
+  let stderr = '';
+  requests = [];
+  const exitCode = await runCommandLine(argv, {
+    output: {
+      stdout: (text) => {
+        stdout += text;
+      },
+      stderr: (text) => {
+        stderr += text;
+      },
+    },
+    environment: { BLOCKWIRE_REST: rest },
+  });
+  return { exitCode, stdout, stderr };
+}
+
+test('a wrong command line is exit code 2, says why on stderr and asks no one', async () => {
+  const wrong: [string[], RegExp][] = [
+    [['nosuch'], /unknown command 'nosuch'/],
+    [['volume', 'create', 'data'], /--size/],
+    [['volume', 'create', 'data', '--size', '1GB'], /write 1GiB/],
+    [['volume', 'create', 'data', '--size', '1GiB', '--replicas', '0'], /--replicas/],
+    [['volume', 'create', '--size', '1GiB'], /name/],
+    [['volume', 'list', '--bogus'], /unknown option '--bogus'/],
+    [['volume', 'list', 'more'], /too many arguments/],
+    [['volume', 'attach', 'data', '--datapath', 'warp'], /auto, fused, copy/],
+    [['--rest', 'nowhere', 'volume', 'list'], /not a REST address/],
+    [['--json', 'node', '--id', 'x'], /no option before "node"/],
+    [['up', '--nodes', '0'], /--nodes/],
+    [['up', '--rest-port', '65536'], /--rest-port/],
+  ];
+  for (const [argv, message] of wrong) {
+    const { exitCode, stdout, stderr } = await run(...argv);
+    assert.equal(exitCode, ExitCode.USAGE, argv.join(' '));
+    assert.match(stderr, /^blockwire: BW_INVALID_ARGUMENT: /);
+    assert.match(stderr, message);
+    assert.equal(stdout, '');
+    assert.deepEqual(requests, []);
+  }
+});
+
+test('help is an answer: stdout, exit code 0', async () => {
+  const { exitCode, stdout, stderr } = await run('volume', '--help');
+  assert.equal(exitCode, ExitCode.OK);
+  assert.match(stdout, /Usage: blockwire volume/);
+  assert.equal(stderr, '');
+});
+
+test('a table for people, the server’s own document for scripts, --json before or after', async () => {
+  const table = await run('volume', 'list');
+  assert.match(table.stdout, /^NAME +ID +SIZE +STATE +REPLICAS$/m);
+  assert.match(
+    table.stdout,
+    /^data +vol-0123456789ab +1 GiB +inUse \(degraded\) +node-1, node-2 \(stale\)$/m,
+  );
+  for (const argv of [
+    ['--json', 'volume', 'list'],
+    ['volume', 'list', '--json'],
+  ]) {
+    const { stdout } = await run(...argv);
+    assert.equal(stdout.indexOf('\n'), stdout.length - 1);
+    assert.deepEqual(JSON.parse(stdout), { volumes: [VOLUME] });
+  }
+});
+
+test('show names replicas with their addresses, and where the volume is attached', async () => {
+  const { stdout } = await run('volume', 'show', 'data');
+  assert.match(stdout, /^replica +node-1 inSync nbd:\/\/127\.0\.0\.1:10809\/vol-0123456789ab$/m);
+  assert.match(stdout, /^attached +agent-1 \/dev\/ublkb0 fused attached$/m);
+});
+
+test('attach prints the device', async () => {
+  const { exitCode, stdout } = await run('volume', 'attach', VOLUME.id);
+  assert.equal(exitCode, ExitCode.OK);
+  assert.match(stdout, /^device +\/dev\/ublkb0$/m);
+});
+
+test('detach finds the attachment by the volume’s name', async () => {
+  const { exitCode } = await run('volume', 'detach', 'data', '--force');
+  assert.equal(exitCode, ExitCode.OK);
+  assert.equal(requests.at(-1), 'DELETE /v1/attachments/att-0123456789ab?force=true');
+});
+
+test('an unknown volume is exit code 1 with its code', async () => {
+  const { exitCode, stdout, stderr } = await run('volume', 'delete', 'absent', '--json');
+  assert.equal(exitCode, ExitCode.FAILED);
+  assert.match(stderr, /^blockwire: BW_VOLUME_NOT_FOUND: /);
+  assert.equal(stdout, '');
+});
+
+test('no control plane is exit code 3', async () => {
+  const { exitCode, stderr } = await run('--rest', 'http://127.0.0.1:1', 'node', 'list');
+  assert.equal(exitCode, ExitCode.UNREACHABLE);
+  assert.match(stderr, /^blockwire: BW_PEER_UNREACHABLE: /);
+});
+
+test('node list lists, any other first argument belongs to the node process', async () => {
+  assert.match(
+    (await run('node', 'list')).stdout,
+    /^node-1 +online +127\.0\.0\.1:10809 +a +1 TiB +512 GiB +0\.1\.0$/m,
+  );
+  assert.equal(processRequest(['node', 'list']), null);
+  assert.equal(processRequest(['agent', 'list', '--json']), null);
+  assert.deepEqual(processRequest(['node', '--id', 'list']), { role: 'node', args: ['--id', 'list'] });
+  assert.deepEqual(processRequest(['control', '--json']), { role: 'control', args: ['--json'] });
+  assert.deepEqual(processRequest(['agent']), { role: 'agent', args: [] });
+  assert.equal(processRequest(['volume', 'list']), null);
+});
