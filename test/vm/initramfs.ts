@@ -9,6 +9,7 @@ import { findProgram } from './programs.ts';
 /** Loaded at boot, with parameters; modprobe inside finds all others. */
 export const BOOT_MODULES: Readonly<Record<string, string>> = {
   overlay: '',
+  configfs: '',
   virtio_net: '',
   ublk_drv: '',
   nbd: 'nbds_max=16',
