@@ -1,8 +1,9 @@
 /** The command line: which commands there are, and what becomes of a failure. */
+import { readVersion } from '@blockwire/shared/version.ts';
 import { Command, CommanderError } from 'commander';
 import type { Context } from './commands/context.ts';
 import { addDoctorCommand } from './commands/doctor.ts';
-import { addProcessCommands, becomeProcess, processRequest } from './commands/run.ts';
+import { addProcessCommands } from './commands/processes.ts';
 import { addUpCommand } from './commands/up.ts';
 import { addVolumeCommands } from './commands/volume.ts';
 import { describeFailure, ExitCode } from './errors.ts';
@@ -18,8 +19,6 @@ export async function runCommandLine(argv: readonly string[], context: Context):
     exitCode = code;
   };
   try {
-    const request = processRequest(argv);
-    if (request !== null) becomeProcess(request.role, request.args);
     await createProgram(context, setExitCode).parseAsync(argv, { from: 'user' });
     return exitCode;
   } catch (error) {
@@ -37,6 +36,7 @@ function createProgram(context: Context, setExitCode: (code: ExitCode) => void):
     .description('Networked block storage: mirrored volumes as local disks.')
     .option('--rest <url>', 'REST address of the control plane (or BLOCKWIRE_REST)', restDefault(environment))
     .option('--json', 'answer in JSON, one document a line')
+    .version(readVersion())
     .addHelpText('after', EXIT_CODES)
     .configureHelp({ showGlobalOptions: true })
     .showHelpAfterError('(--help shows the usage)')

@@ -1,10 +1,10 @@
-/** `blockwire control|node|agent`: becomes that process, in the foreground. */
+/**
+ * `blockwire control|node|agent`: becomes that process, in the foreground. Imports little, so that the process
+ * starts without the time that the rest of the command line takes to load.
+ */
 import { existsSync } from 'node:fs';
-import type { Command } from 'commander';
-import { CommandError, usageError } from '../errors.ts';
+import { CommandError } from '../errors.ts';
 import { isRole, programPath, type Role } from '../processes.ts';
-import type { Context } from './context.ts';
-import { addAgentList, addNodeList } from './lists.ts';
 
 /**
  * The role and its arguments, when the command line asks for a process. `node list` and `agent list` do not:
@@ -29,21 +29,4 @@ export function becomeProcess(role: Role, args: readonly string[]): never {
     throw new CommandError('BW_UNSUPPORTED_HOST', 'this platform cannot replace a process');
   execve(process.execPath, [process.execPath, ...process.execArgv, path, ...args], process.env);
   throw new CommandError('BW_INTERNAL', `cannot start ${path}`);
-}
-
-/** Puts the three processes into the help, and their lists beside them. */
-export function addProcessCommands(program: Command, context: Context): void {
-  const describe = (role: Role, description: string): Command =>
-    program
-      .command(role)
-      .description(description)
-      .argument('[options...]', `the options of the process; "blockwire ${role} --help" shows them`)
-      .allowUnknownOption()
-      .action(() => {
-        // Reached only behind another option: processRequest takes the plain form before any parsing.
-        throw usageError(`to run the process, write "blockwire ${role} ..." with no option before "${role}"`);
-      });
-  describe('control', 'run a control plane in the foreground');
-  addNodeList(describe('node', 'run a storage node in the foreground'), context);
-  addAgentList(describe('agent', 'run the agent of this host in the foreground'), context);
 }
