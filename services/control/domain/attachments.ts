@@ -1,0 +1,305 @@
+/** Attachments: which agent has which volume as a device. One writer a volume. */
+import { BlockwireError, type ErrorCode, toBlockwireError } from '@blockwire/shared/errors.ts';
+import type { Change } from '../store/store.ts';
+import { commitRound } from './commit.ts';
+import { type Context, type DeviceReport, timestamp } from './context.ts';
+import { installMembership, membershipOf } from './membership.ts';
+import {
+  type AgentRecord,
+  type AttachmentRecord,
+  type AttachmentState,
+  attachments,
+  type Datapath,
+  deviceTombstones,
+  type VolumeRecord,
+  volumes,
+} from './records.ts';
+import { agentOffline, chooseAgent } from './registry.ts';
+import { doomDevice, type TombstoneCollector } from './tombstones.ts';
+import { beginAttachment, endAttachment, inSyncReplicas, inUse } from './volume-state.ts';
+import { volumeNotFound } from './volumes.ts';
+
+/** After these the command may still be carried out, or have been: the device's fate is unknown. */
+const UNKNOWN_OUTCOME: readonly ErrorCode[] = [
+  'BW_TIMEOUT',
+  'BW_AGENT_OFFLINE',
+  'BW_SHUTTING_DOWN',
+  'BW_INTERNAL',
+];
+
+export interface AttachRequest {
+  /** Chosen by the caller, so that a repeated request can find what the first one made. */
+  readonly id: string;
+  readonly volumeId: string;
+  readonly agentId?: string | undefined;
+  readonly datapath: Datapath;
+}
+
+export class Attachments {
+  readonly #context: Context;
+  readonly #tombstones: TombstoneCollector;
+
+  constructor(context: Context, tombstones: TombstoneCollector) {
+    this.#context = context;
+    this.#tombstones = tombstones;
+  }
+
+  /** Throws BW_ATTACHMENT_NOT_FOUND. */
+  async get(id: string): Promise<AttachmentRecord> {
+    const found = await attachments.get(this.#context.store, id);
+    if (found === null) throw attachmentNotFound(id);
+    return found.value;
+  }
+
+  async list(): Promise<AttachmentRecord[]> {
+    return (await attachments.list(this.#context.store)).map(({ value }) => value);
+  }
+
+  /**
+   * Gives the volume to an agent: next generation, installed at every in-sync replica that can be reached (the
+   * others go stale), then the device. On failure the volume is free again; its generation stays raised.
+   *
+   * Throws BW_VOLUME_NOT_FOUND, BW_VOLUME_IN_USE, BW_VOLUME_NOT_READY, BW_NO_IN_SYNC_REPLICA,
+   * BW_DATAPATH_UNAVAILABLE, the errors of `chooseAgent`, or the agent's.
+   */
+  async attach(request: AttachRequest): Promise<AttachmentRecord> {
+    const { store, agentFleet, timing, events } = this.#context;
+    const found = await volumes.get(store, request.volumeId);
+    if (found === null) throw volumeNotFound(request.volumeId);
+    if (found.value.attachmentId !== null) throw inUse(found.value);
+    const agent = await chooseAgent(this.#context, request.agentId);
+    assertDatapath(agent, request.datapath);
+    // A device of an earlier attachment must be gone before its volume may come back to the same agent.
+    const doomed = await deviceTombstones.list(store, agent.id);
+    if (doomed.length > 0) await this.#tombstones.collectAgent(agent.id);
+
+    const { generation } = await this.#reserve(request, agent.id);
+    let sent = false;
+    try {
+      const volume = await installMembership(this.#context, { volumeId: request.volumeId, generation });
+      const membership = await membershipOf(this.#context, volume);
+      sent = true;
+      const device = await agentFleet.dispatch(
+        agent.id,
+        {
+          kind: 'attach',
+          attachmentId: request.id,
+          membership,
+          sizeBytes: volume.sizeBytes,
+          datapath: request.datapath,
+          volumeName: volume.name,
+        },
+        { deadlineMs: timing.attachMs },
+      );
+      if (device === null) {
+        throw new BlockwireError('BW_ATTACH_FAILED', `agent ${agent.id} answered without a device`);
+      }
+      const attached = await this.#change(request.id, (record) => ({
+        ...record,
+        state: 'attached',
+        device: device.device,
+        datapath: device.datapath,
+      }));
+      events.publish({ type: 'volume.attached', volumeId: request.volumeId, agentId: agent.id });
+      return attached;
+    } catch (thrown) {
+      const error = toBlockwireError(thrown);
+      const isUnknown = sent && UNKNOWN_OUTCOME.includes(error.code);
+      await this.#remove(request.id, { confirmed: !isUnknown });
+      throw error;
+    }
+  }
+
+  /**
+   * Takes the device from the agent and frees the volume. With `force` it always ends: a device that is open is
+   * taken away, and an agent that does not answer is told when it is back, while the next attach fences it.
+   *
+   * Throws BW_ATTACHMENT_NOT_FOUND, BW_AGENT_OFFLINE, BW_DEVICE_BUSY, BW_CONFLICT during an attach.
+   */
+  async detach(id: string, options: { readonly force: boolean }): Promise<void> {
+    const { force } = options;
+    const { agentFleet, timing } = this.#context;
+    const { agentId, volumeId, state } = await this.#beginDetach(id, force);
+    if (state === 'lost') {
+      await this.#remove(id, { confirmed: true });
+      return;
+    }
+    try {
+      await agentFleet.dispatch(
+        agentId,
+        { kind: 'detach', attachmentId: id, volumeId, force },
+        { deadlineMs: timing.detachMs },
+      );
+    } catch (thrown) {
+      const error = toBlockwireError(thrown);
+      if (!force) {
+        await this.#restore(id);
+        throw error;
+      }
+      this.#context.log.warn({ id, agentId, code: error.code, reason: error.message }, 'detached by force');
+      await this.#remove(id, { confirmed: false });
+      return;
+    }
+    await this.#remove(id, { confirmed: true });
+  }
+
+  /**
+   * An agent is back with these devices. An attachment whose device it does not serve is `lost`: it stays until
+   * somebody deletes it, so that the loss is seen and the volume is not given away meanwhile.
+   */
+  async reconcile(agentId: string, devices: readonly DeviceReport[]): Promise<void> {
+    const { store, events, log } = this.#context;
+    const known = await attachments.list(store);
+    for (const { attachmentId, volumeId, device } of devices) {
+      if (known.some(({ value }) => value.id === attachmentId)) continue;
+      // Removed only if a tombstone says so: a store that forgot must not take a disk from a running system.
+      log.warn(
+        { agentId, attachmentId, volumeId, device },
+        'the agent serves a device of no known attachment',
+      );
+    }
+    for (const { value: record } of known) {
+      if (record.agentId !== agentId) continue;
+      const served = devices.find(({ attachmentId }) => attachmentId === record.id) ?? null;
+      const isNewlyLost = await commitRound(store, async () => {
+        const found = await attachments.get(store, record.id);
+        const next = found === null ? null : reconciled(found.value, served);
+        if (found === null || next === null) return { changes: [], result: false };
+        return {
+          changes: [attachments.replace(record.id, found.version, next)],
+          result: next.state === 'lost',
+        };
+      });
+      if (!isNewlyLost) continue;
+      log.warn({ attachmentId: record.id, agentId }, 'the agent came back without the device');
+      events.publish({ type: 'attachment.lost', volumeId: record.volumeId, agentId });
+    }
+  }
+
+  /** At start: no attach or detach of an earlier process goes on. Its agent tells the rest when it registers. */
+  async recover(): Promise<void> {
+    for (const { id, state } of await this.list()) {
+      if (state === 'attaching') await this.#remove(id, { confirmed: false });
+      if (state === 'detaching') await this.#restore(id);
+    }
+  }
+
+  /** One commit makes the attachment, raises the generation and marks what cannot be reached stale. */
+  async #reserve(request: AttachRequest, agentId: string): Promise<VolumeRecord> {
+    const { store, nodeFleet } = this.#context;
+    const { id, volumeId, datapath } = request;
+    const before = await volumes.get(store, volumeId);
+    const members = before === null ? [] : inSyncReplicas(before.value);
+    await Promise.all(members.map(({ nodeId }) => nodeFleet.waitOnline(nodeId)));
+    return commitRound(store, async () => {
+      const found = await volumes.get(store, volumeId);
+      if (found === null) throw volumeNotFound(volumeId);
+      const unreachableNodeIds = inSyncReplicas(found.value)
+        .map(({ nodeId }) => nodeId)
+        .filter((nodeId) => !nodeFleet.isOnline(nodeId));
+      const volume = beginAttachment(found.value, { attachmentId: id, unreachableNodeIds });
+      const record: AttachmentRecord = {
+        id,
+        volumeId,
+        agentId,
+        state: 'attaching',
+        device: null,
+        datapath,
+        generation: volume.generation,
+        createdAt: timestamp(this.#context),
+      };
+      return {
+        changes: [volumes.replace(volumeId, found.version, volume), attachments.create(id, record)],
+        result: volume,
+      };
+    });
+  }
+
+  /** The attachment as it was, now detaching unless it is lost. */
+  #beginDetach(id: string, force: boolean): Promise<AttachmentRecord> {
+    const { store, agentFleet } = this.#context;
+    return commitRound(store, async () => {
+      const found = await attachments.get(store, id);
+      if (found === null) throw attachmentNotFound(id);
+      const record = found.value;
+      if (record.state === 'attaching') {
+        throw new BlockwireError('BW_CONFLICT', `attachment ${id} is still being made; try again`);
+      }
+      if (record.state === 'lost') return { changes: [], result: record };
+      if (!force && !(await agentFleet.waitOnline(record.agentId))) throw agentOffline(record.agentId);
+      if (record.state === 'detaching') return { changes: [], result: record };
+      return {
+        changes: [attachments.replace(id, found.version, { ...record, state: 'detaching' })],
+        result: record,
+      };
+    });
+  }
+
+  async #restore(id: string): Promise<void> {
+    await this.#change(id, (record) =>
+      record.state === 'detaching' ? { ...record, state: 'attached' } : record,
+    ).catch((error: BlockwireError) => {
+      if (error.code !== 'BW_ATTACHMENT_NOT_FOUND') throw error;
+    });
+  }
+
+  /** Frees the volume. Without the agent's word a tombstone sees to the device that may be there. */
+  async #remove(id: string, options: { readonly confirmed: boolean }): Promise<void> {
+    const { store, events } = this.#context;
+    const removed = await commitRound(store, async () => {
+      const found = await attachments.get(store, id);
+      if (found === null) return { changes: [], result: null };
+      const { volumeId, agentId } = found.value;
+      const changes: Change[] = [attachments.remove(id, found.version)];
+      const volume = await volumes.get(store, volumeId);
+      if (volume !== null) {
+        changes.push(volumes.replace(volumeId, volume.version, endAttachment(volume.value, id)));
+      }
+      const doomed = await deviceTombstones.get(store, agentId, id);
+      if (!options.confirmed && doomed === null) {
+        changes.push(doomDevice(this.#context, { agentId, attachmentId: id, volumeId }));
+      }
+      return { changes, result: found.value };
+    });
+    if (removed === null) return;
+    const { volumeId, agentId } = removed;
+    events.publish({ type: 'volume.detached', volumeId, agentId });
+    if (!options.confirmed) void this.#tombstones.collectAgent(agentId);
+  }
+
+  #change(id: string, change: (record: AttachmentRecord) => AttachmentRecord): Promise<AttachmentRecord> {
+    const { store } = this.#context;
+    return commitRound(store, async () => {
+      const found = await attachments.get(store, id);
+      if (found === null) throw attachmentNotFound(id);
+      const next = change(found.value);
+      return { changes: [attachments.replace(id, found.version, next)], result: next };
+    });
+  }
+}
+
+/** What an agent's list of devices makes of an attachment; null when nothing changes. */
+export function reconciled(record: AttachmentRecord, served: DeviceReport | null): AttachmentRecord | null {
+  // While it attaches, the command's own outcome decides.
+  if (record.state === 'attaching') return null;
+  if (served === null) return record.state === 'lost' ? null : { ...record, state: 'lost' };
+  const state: AttachmentState = record.state === 'lost' ? 'attached' : record.state;
+  const { device, datapath } = served;
+  const isSame = state === record.state && device === record.device && datapath === record.datapath;
+  return isSame ? null : { ...record, state, device, datapath };
+}
+
+function assertDatapath(agent: AgentRecord, datapath: Datapath): void {
+  if (datapath === 'auto' || agent.datapaths.includes(datapath)) return;
+  throw new BlockwireError(
+    'BW_DATAPATH_UNAVAILABLE',
+    `agent ${agent.id} has no ${datapath} mode; it offers: ${agent.datapaths.join(', ') || 'none'}`,
+    { details: { agent: agent.id, datapaths: agent.datapaths } },
+  );
+}
+
+function attachmentNotFound(id: string): BlockwireError {
+  return new BlockwireError('BW_ATTACHMENT_NOT_FOUND', `there is no attachment ${id}`, {
+    details: { attachment: id },
+  });
+}

@@ -1,0 +1,102 @@
+/** What the domain works with: the store, the fleets, and time and randomness as parameters. */
+import type { Logger } from '@blockwire/shared/log.ts';
+import type { MetadataStore } from '../store/store.ts';
+import type { ControlEvents } from './events.ts';
+import type { Fleet } from './fleet.ts';
+import type { Datapath, ReplicaState } from './records.ts';
+
+export interface Membership {
+  readonly volumeId: string;
+  readonly generation: number;
+  readonly epoch: number;
+  readonly replicas: readonly {
+    readonly nodeId: string;
+    readonly nbdAddress: string;
+    readonly exportName: string;
+    readonly state: ReplicaState;
+  }[];
+}
+
+export type NodeAction =
+  | {
+      readonly kind: 'createReplica';
+      readonly volumeId: string;
+      readonly sizeBytes: number;
+      readonly generation: number;
+      readonly epoch: number;
+    }
+  | { readonly kind: 'deleteReplica'; readonly volumeId: string }
+  | {
+      readonly kind: 'installEpoch';
+      readonly volumeId: string;
+      readonly generation: number;
+      readonly epoch: number;
+    };
+
+export type AgentAction =
+  | {
+      readonly kind: 'attach';
+      readonly attachmentId: string;
+      readonly membership: Membership;
+      readonly sizeBytes: number;
+      readonly datapath: Datapath;
+      readonly volumeName: string;
+    }
+  | {
+      readonly kind: 'detach';
+      readonly attachmentId: string;
+      readonly volumeId: string;
+      readonly force: boolean;
+    };
+
+/** What an agent reports of a device it serves. */
+export interface DeviceReport {
+  readonly attachmentId: string;
+  readonly volumeId: string;
+  readonly device: string;
+  readonly datapath: string;
+}
+
+/** Bounds of everything that waits for another process. */
+export interface Timing {
+  readonly heartbeatIntervalMs: number;
+  readonly missedMax: number;
+  readonly reconnectGraceMs: number;
+  readonly createReplicaMs: number;
+  readonly deleteReplicaMs: number;
+  readonly installEpochMs: number;
+  readonly attachMs: number;
+  readonly detachMs: number;
+}
+
+export const DEFAULT_TIMING: Timing = {
+  heartbeatIntervalMs: 2_000,
+  missedMax: 3,
+  reconnectGraceMs: 5_000,
+  createReplicaMs: 15_000,
+  deleteReplicaMs: 10_000,
+  installEpochMs: 5_000,
+  attachMs: 30_000,
+  detachMs: 30_000,
+};
+
+export type NodeFleet = Fleet<NodeAction, void>;
+/** The result of a command to an agent: the device of an attach, null for a detach. */
+export type AgentFleet = Fleet<AgentAction, DeviceReport | null>;
+
+export interface Context {
+  readonly store: MetadataStore;
+  readonly nodeFleet: NodeFleet;
+  readonly agentFleet: AgentFleet;
+  readonly events: ControlEvents;
+  readonly log: Logger;
+  readonly timing: Timing;
+  /** Milliseconds since 1970. */
+  readonly now: () => number;
+  /** A new id, `prefix-` and 12 random hexadecimal digits. */
+  readonly newId: (prefix: string) => string;
+}
+
+export function timestamp(context: Context): string {
+  return new Date(context.now()).toISOString();
+}

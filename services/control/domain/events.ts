@@ -1,0 +1,28 @@
+/** State changes as they happen, for whoever listens in this process. */
+import { EventEmitter } from 'node:events';
+
+export type ControlEvent =
+  | { readonly type: 'volume.created' | 'volume.available' | 'volume.deleted'; readonly volumeId: string }
+  | {
+      readonly type: 'volume.attached' | 'volume.detached';
+      readonly volumeId: string;
+      readonly agentId: string;
+    }
+  | { readonly type: 'attachment.lost'; readonly volumeId: string; readonly agentId: string }
+  | {
+      readonly type: 'replica.stale';
+      readonly volumeId: string;
+      readonly nodeId: string;
+      readonly epoch: number;
+      readonly reason: string;
+    }
+  | { readonly type: 'replica.deleted'; readonly volumeId: string; readonly nodeId: string }
+  | { readonly type: 'node.online' | 'node.offline'; readonly nodeId: string }
+  | { readonly type: 'agent.online' | 'agent.offline'; readonly agentId: string };
+
+/** Emits `change` after the commit that made it true. */
+export class ControlEvents extends EventEmitter<{ change: [ControlEvent] }> {
+  publish(event: ControlEvent): void {
+    this.emit('change', event);
+  }
+}

@@ -1,0 +1,159 @@
+/**
+ * Requests that are safe to repeat: the same Idempotency-Key with the same request answers what the first
+ * one answered. Only successes are kept: a request that failed has left nothing, so the next one runs.
+ */
+import { createHash } from 'node:crypto';
+import { BlockwireError } from '@blockwire/shared/errors.ts';
+import { commitRound } from './commit.ts';
+import { type Context, timestamp } from './context.ts';
+import { idempotency } from './records.ts';
+
+const KEEP_MS = 24 * 3600 * 1000;
+
+export interface Answer {
+  readonly status: number;
+  readonly body: unknown;
+}
+
+export interface IdempotentRequest {
+  /** The client's Idempotency-Key. */
+  readonly key: string;
+  /** Everything that makes two requests the same: method, path, body. */
+  readonly content: unknown;
+  /** Prefix of the id of what the request makes. */
+  readonly idPrefix: string;
+  /** Does the work, making the resource under this id. */
+  readonly run: (resourceId: string) => Promise<Answer>;
+  /** The answer for a resource that an earlier process made but did not live to answer; null if there is none. */
+  readonly find: (resourceId: string) => Promise<Answer | null>;
+}
+
+type Claim =
+  | { readonly kind: 'run'; readonly resourceId: string }
+  | { readonly kind: 'takeOver'; readonly resourceId: string; readonly orphanId: string }
+  | { readonly kind: 'stored'; readonly answer: Answer };
+
+export class Idempotency {
+  readonly #context: Context;
+  /** This process, in the records of the requests it runs. */
+  readonly #owner: string;
+  readonly #running = new Map<string, Promise<Answer>>();
+
+  constructor(context: Context) {
+    this.#context = context;
+    this.#owner = context.newId('control');
+  }
+
+  /**
+   * Runs the request once for its key. A second one waits for the first when it runs here.
+   * Throws BW_IDEMPOTENCY_MISMATCH when the key came with another request, or what `run` throws.
+   */
+  async once(request: IdempotentRequest): Promise<Answer & { readonly replayed: boolean }> {
+    const keyDigest = digest(request.key);
+    const requestDigest = digest(canonicalJson(request.content));
+    for (;;) {
+      const running = this.#running.get(keyDigest);
+      if (running === undefined) break;
+      // Its failure is its own caller's; we then try ourselves.
+      await running.catch(() => {});
+    }
+    const work = this.#work(request, keyDigest, requestDigest);
+    this.#running.set(keyDigest, work);
+    try {
+      return await work;
+    } finally {
+      this.#running.delete(keyDigest);
+    }
+  }
+
+  /** Forgets answers older than a day. */
+  async expire(): Promise<void> {
+    const { store, now } = this.#context;
+    const createdAtMin = new Date(now() - KEEP_MS).toISOString();
+    for (const record of await store.list('idempotency/')) {
+      const keyDigest = record.key.slice('idempotency/'.length);
+      const found = await idempotency.get(store, keyDigest);
+      if (found === null || found.value.createdAt >= createdAtMin || this.#running.has(keyDigest)) continue;
+      await store.commit([idempotency.remove(keyDigest, found.version)]);
+    }
+  }
+
+  async #work(
+    request: IdempotentRequest,
+    keyDigest: string,
+    requestDigest: string,
+  ): Promise<Answer & { readonly replayed: boolean }> {
+    const claim = await this.#claim(request, keyDigest, requestDigest);
+    if (claim.kind === 'stored') return { ...claim.answer, replayed: true };
+    try {
+      const orphan = claim.kind === 'takeOver' ? await request.find(claim.orphanId) : null;
+      const answer = orphan ?? (await request.run(claim.resourceId));
+      await this.#finish(keyDigest, { status: answer.status, body: JSON.stringify(answer.body) });
+      return { ...answer, replayed: orphan !== null };
+    } catch (error) {
+      await this.#finish(keyDigest, null);
+      throw error;
+    }
+  }
+
+  #claim(request: IdempotentRequest, keyDigest: string, requestDigest: string): Promise<Claim> {
+    const { store, newId } = this.#context;
+    const resourceId = newId(request.idPrefix);
+    return commitRound<Claim>(store, async () => {
+      const found = await idempotency.get(store, keyDigest);
+      if (found !== null) {
+        const { value } = found;
+        if (value.requestDigest !== requestDigest) {
+          throw new BlockwireError(
+            'BW_IDEMPOTENCY_MISMATCH',
+            'this Idempotency-Key came with another request before; use a new key for a new request',
+          );
+        }
+        if (value.answer !== null) {
+          const answer = { status: value.answer.status, body: JSON.parse(value.answer.body) };
+          return { changes: [], result: { kind: 'stored', answer } };
+        }
+      }
+      const record = {
+        requestDigest,
+        resourceId,
+        owner: this.#owner,
+        answer: null,
+        createdAt: timestamp(this.#context),
+      };
+      return {
+        changes: [idempotency.replace(keyDigest, found?.version ?? 0, record)],
+        result:
+          found === null
+            ? { kind: 'run', resourceId }
+            : { kind: 'takeOver', resourceId, orphanId: found.value.resourceId },
+      };
+    });
+  }
+
+  async #finish(keyDigest: string, answer: { status: number; body: string } | null): Promise<void> {
+    const { store } = this.#context;
+    await commitRound(store, async () => {
+      const found = await idempotency.get(store, keyDigest);
+      if (found === null || found.value.owner !== this.#owner) return { changes: [], result: undefined };
+      const change =
+        answer === null
+          ? idempotency.remove(keyDigest, found.version)
+          : idempotency.replace(keyDigest, found.version, { ...found.value, answer });
+      return { changes: [change], result: undefined };
+    });
+  }
+}
+
+/** JSON with the keys of every object in order, so that equal requests have equal text. */
+export function canonicalJson(value: unknown): string {
+  return JSON.stringify(value, (_key, inner: unknown) =>
+    typeof inner === 'object' && inner !== null && !Array.isArray(inner)
+      ? Object.fromEntries(Object.entries(inner).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : inner,
+  );
+}
+
+function digest(text: string): string {
+  return createHash('sha256').update(text).digest('hex');
+}

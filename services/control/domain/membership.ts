@@ -1,0 +1,216 @@
+/** Membership of a volume: installing generation and epoch at its nodes, and what happens when a replica is lost. */
+import { BlockwireError, type ErrorCode, toBlockwireError } from '@blockwire/shared/errors.ts';
+import { commitRound } from './commit.ts';
+import type { Context, Membership } from './context.ts';
+import { attachments, nodes, type VolumeRecord, volumes } from './records.ts';
+import { inSyncReplicas, markStale } from './volume-state.ts';
+
+/** Each round marks one replica stale or sees another's change; more than this is a fault. */
+const INSTALL_ROUNDS_MAX = 32;
+
+const BEHIND: readonly ErrorCode[] = ['BW_GENERATION_OLD', 'BW_EPOCH_OLD'];
+
+/** The NBD export name of a volume's replica. */
+export function exportName(volume: VolumeRecord): string {
+  return volume.id;
+}
+
+/** What agents are told: the volume's record with the nodes' present addresses. */
+export async function membershipOf(context: Context, volume: VolumeRecord): Promise<Membership> {
+  const replicas = await Promise.all(
+    volume.replicas.map(async ({ nodeId, state }) => {
+      const node = await nodes.get(context.store, nodeId);
+      return { nodeId, nbdAddress: node?.value.nbdAddress ?? '', exportName: exportName(volume), state };
+    }),
+  );
+  return { volumeId: volume.id, generation: volume.generation, epoch: volume.epoch, replicas };
+}
+
+/**
+ * Installs the volume's generation and epoch at every in-sync replica. A node that cannot take it makes its
+ * replica stale, and the next epoch is installed at those that are left; so the answer is a record that all its
+ * in-sync replicas know. Throws BW_NO_IN_SYNC_REPLICA when none took it (nothing is marked then),
+ * BW_GENERATION_OLD when another writer was let in meanwhile.
+ */
+export async function installMembership(
+  context: Context,
+  target: { readonly volumeId: string; readonly generation: number },
+): Promise<VolumeRecord> {
+  const { store } = context;
+  for (let round = 0; round < INSTALL_ROUNDS_MAX; round++) {
+    const volume = await currentVolume(context, target);
+    const failures = await installOnce(context, volume);
+    if (isChanged(volume, await currentVolume(context, target))) continue;
+    if (failures.size === 0) return volume;
+
+    const errors = [...failures].map(([nodeId, { code, message }]) => ({ node: nodeId, code, message }));
+    if (errors.some(({ code }) => BEHIND.includes(code))) {
+      throw new BlockwireError(
+        'BW_CONFLICT',
+        `a node has seen a later membership of ${volume.id} than the control plane's store; restart that node's connection`,
+        { details: { volume: volume.id, nodes: errors } },
+      );
+    }
+    const nodeIds = [...failures.keys()];
+    const marked = await commitRound<VolumeRecord | null>(store, async () => {
+      const found = await volumes.get(store, volume.id);
+      if (found === null || isChanged(volume, found.value)) return { changes: [], result: null };
+      const next = markStale(found.value, nodeIds);
+      if (next === null) {
+        throw new BlockwireError(
+          'BW_NO_IN_SYNC_REPLICA',
+          `no node took the membership of ${volume.id}: ${errors.map((e) => `${e.node}: ${e.message}`).join('; ')}`,
+          { details: { volume: volume.id, nodes: errors } },
+        );
+      }
+      return { changes: [volumes.replace(volume.id, found.version, next)], result: next };
+    });
+    if (marked === null) continue;
+    for (const { node, message } of errors) publishStale(context, marked, node, message);
+  }
+  throw new BlockwireError('BW_CONFLICT', `the membership of ${target.volumeId} does not settle; try again`);
+}
+
+export interface ReplicaLostReport {
+  readonly agentId: string;
+  readonly volumeId: string;
+  readonly generation: number;
+  readonly nodeId: string;
+  readonly reason: string;
+}
+
+interface LostOutcome {
+  readonly volume: VolumeRecord;
+  readonly kind: 'marked' | 'known' | 'last';
+}
+
+/**
+ * The writer lost a replica: marks it stale, installs the new epoch at the survivors, and answers the
+ * membership under which the waiting writes may complete. Safe to repeat. The last in-sync replica stays: the
+ * answer is then the membership as it is, and the writer waits for that replica.
+ *
+ * Throws BW_GENERATION_OLD when the reporter is not the writer now, BW_VOLUME_NOT_FOUND, BW_REPLICA_NOT_FOUND.
+ */
+export async function replicaLost(context: Context, report: ReplicaLostReport): Promise<Membership> {
+  const { store } = context;
+  const { volumeId, nodeId, reason } = report;
+  const outcome = await commitRound<LostOutcome>(store, async () => {
+    const found = await volumes.get(store, volumeId);
+    if (found === null) throw new BlockwireError('BW_VOLUME_NOT_FOUND', `there is no volume ${volumeId}`);
+    await assertWriter(context, found.value, report);
+    const volume = found.value;
+    const replica = volume.replicas.find((candidate) => candidate.nodeId === nodeId);
+    if (replica === undefined) {
+      throw new BlockwireError('BW_REPLICA_NOT_FOUND', `volume ${volumeId} has no replica on ${nodeId}`);
+    }
+    const next = markStale(volume, [nodeId]);
+    if (next === null) return { changes: [], result: { volume, kind: 'last' } };
+    if (next === volume) return { changes: [], result: { volume, kind: 'known' } };
+    return {
+      changes: [volumes.replace(volumeId, found.version, next)],
+      result: { volume: next, kind: 'marked' },
+    };
+  });
+  if (outcome.kind === 'last') {
+    context.log.warn({ volumeId, nodeId, reason }, 'the last in-sync replica is lost; writes wait for it');
+    return membershipOf(context, outcome.volume);
+  }
+  if (outcome.kind === 'marked') publishStale(context, outcome.volume, nodeId, reason);
+  const installed = await installMembership(context, { volumeId, generation: report.generation });
+  return membershipOf(context, installed);
+}
+
+/**
+ * Raises the volume's generation and epoch to what a node has persisted: when the store lost its last update,
+ * the numbers it gave then must not be given a second time.
+ */
+export async function adoptReported(
+  context: Context,
+  report: {
+    readonly nodeId: string;
+    readonly volumeId: string;
+    readonly generation: number;
+    readonly epoch: number;
+  },
+): Promise<void> {
+  const { store } = context;
+  await commitRound(store, async () => {
+    const found = await volumes.get(store, report.volumeId);
+    const isMember = found?.value.replicas.some(({ nodeId }) => nodeId === report.nodeId) ?? false;
+    if (found === null || !isMember) return { changes: [], result: undefined };
+    const { generation, epoch } = found.value;
+    if (report.generation <= generation && report.epoch <= epoch) return { changes: [], result: undefined };
+    context.log.warn({ ...report, known: { generation, epoch } }, 'a node knows a later membership; adopted');
+    const raised = {
+      ...found.value,
+      generation: Math.max(generation, report.generation),
+      epoch: Math.max(epoch, report.epoch),
+    };
+    return { changes: [volumes.replace(report.volumeId, found.version, raised)], result: undefined };
+  });
+}
+
+async function installOnce(context: Context, volume: VolumeRecord): Promise<Map<string, BlockwireError>> {
+  const { nodeFleet, timing } = context;
+  const { id: volumeId, generation, epoch } = volume;
+  const failures = new Map<string, BlockwireError>();
+  await Promise.all(
+    inSyncReplicas(volume).map(async ({ nodeId }) => {
+      try {
+        await nodeFleet.waitOnline(nodeId);
+        await nodeFleet.dispatch(
+          nodeId,
+          { kind: 'installEpoch', volumeId, generation, epoch },
+          { deadlineMs: timing.installEpochMs },
+        );
+      } catch (thrown) {
+        const error = toBlockwireError(thrown);
+        if (error.code === 'BW_SHUTTING_DOWN') throw error;
+        failures.set(nodeId, error);
+      }
+    }),
+  );
+  return failures;
+}
+
+async function currentVolume(
+  context: Context,
+  target: { readonly volumeId: string; readonly generation: number },
+): Promise<VolumeRecord> {
+  const found = await volumes.get(context.store, target.volumeId);
+  if (found === null)
+    throw new BlockwireError('BW_VOLUME_NOT_FOUND', `there is no volume ${target.volumeId}`);
+  if (found.value.generation !== target.generation) throw otherWriter(target.volumeId);
+  return found.value;
+}
+
+async function assertWriter(
+  context: Context,
+  volume: VolumeRecord,
+  report: ReplicaLostReport,
+): Promise<void> {
+  const attachment =
+    volume.attachmentId === null ? null : await attachments.get(context.store, volume.attachmentId);
+  if (volume.generation !== report.generation || attachment?.value.agentId !== report.agentId) {
+    throw otherWriter(volume.id);
+  }
+}
+
+function otherWriter(volumeId: string): BlockwireError {
+  return new BlockwireError('BW_GENERATION_OLD', `another writer has ${volumeId} now, or none may write it`);
+}
+
+function isChanged(before: VolumeRecord, after: VolumeRecord): boolean {
+  return before.generation !== after.generation || before.epoch !== after.epoch;
+}
+
+function publishStale(context: Context, volume: VolumeRecord, nodeId: string, reason: string): void {
+  context.log.warn({ volumeId: volume.id, nodeId, reason }, 'a replica is stale');
+  context.events.publish({
+    type: 'replica.stale',
+    volumeId: volume.id,
+    nodeId,
+    epoch: volume.epoch,
+    reason,
+  });
+}

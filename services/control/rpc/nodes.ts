@@ -1,0 +1,63 @@
+/** The Nodes service: storage nodes register, stay online, take commands and complete them. */
+import type { NodeCommandInput, NodesHandlers } from '@blockwire/proto/control/types.ts';
+import type { Context, NodeAction } from '../domain/context.ts';
+import { registerNode, updateNodeSpace } from '../domain/registry.ts';
+import { checkAddress, checkInteger, checkList, checkMemberId, checkText } from './check.ts';
+import { reportedError, unaryHandler } from './errors.ts';
+import { openWatch } from './watch.ts';
+
+export function nodesHandlers(context: Context): NodesHandlers {
+  const { nodeFleet, log } = context;
+  // The generated handler type is open to further methods; the four here are checked one by one.
+  const handlers: Pick<NodesHandlers, 'Register' | 'Heartbeat' | 'Watch' | 'Complete'> = {
+    Register: unaryHandler(log, async (request) => {
+      const node = {
+        id: checkMemberId('node_id', request.nodeId),
+        nbdAddress: checkAddress('nbd_address', request.nbdAddress),
+        zone: checkText('zone', request.zone),
+        version: checkText('version', request.version),
+        capacityBytes: checkInteger('capacity_bytes', request.capacityBytes),
+        freeBytes: checkInteger('free_bytes', request.freeBytes),
+      };
+      const replicas = checkList('replicas', request.replicas).map((replica) => ({
+        volumeId: replica.volumeId,
+        generation: checkInteger('generation', replica.generation),
+        epoch: checkInteger('epoch', replica.epoch),
+      }));
+      await registerNode(context, node, replicas);
+      return { heartbeatIntervalMs: nodeFleet.heartbeatIntervalMs };
+    }),
+
+    Heartbeat: unaryHandler(log, async (request) => {
+      await updateNodeSpace(context, {
+        nodeId: checkMemberId('node_id', request.nodeId),
+        capacityBytes: checkInteger('capacity_bytes', request.capacityBytes),
+        freeBytes: checkInteger('free_bytes', request.freeBytes),
+      });
+      return {};
+    }),
+
+    Watch: (call) =>
+      openWatch({
+        call,
+        fleet: nodeFleet,
+        memberId: () => checkMemberId('node_id', call.request.nodeId),
+        encode: encodeCommand,
+      }),
+
+    Complete: unaryHandler(log, async (request) => {
+      const nodeId = checkMemberId('node_id', request.nodeId);
+      if (request.result) {
+        const outcome = reportedError(request.result) ?? { result: undefined };
+        nodeFleet.complete(nodeId, request.result.commandId, outcome);
+      }
+      return {};
+    }),
+  };
+  return handlers as NodesHandlers;
+}
+
+function encodeCommand(commandId: string, action: NodeAction): NodeCommandInput {
+  const { kind, ...body } = action;
+  return { commandId, [kind]: body };
+}
