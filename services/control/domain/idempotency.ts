@@ -10,12 +10,7 @@ import { idempotency } from './records.ts';
 
 const KEEP_MS = 24 * 3600 * 1000;
 
-export interface Answer {
-  readonly status: number;
-  readonly body: unknown;
-}
-
-export interface IdempotentRequest {
+export interface IdempotentRequest<Body> {
   /** The client's Idempotency-Key. */
   readonly key: string;
   /** Everything that makes two requests the same: method, path, body. */
@@ -23,21 +18,27 @@ export interface IdempotentRequest {
   /** Prefix of the id of what the request makes. */
   readonly idPrefix: string;
   /** Does the work, making the resource under this id. */
-  readonly run: (resourceId: string) => Promise<Answer>;
+  readonly run: (resourceId: string) => Promise<Body>;
   /** The answer for a resource that an earlier process made but did not live to answer; null if there is none. */
-  readonly find: (resourceId: string) => Promise<Answer | null>;
+  readonly find: (resourceId: string) => Promise<Body | null>;
 }
 
 type Claim =
   | { readonly kind: 'run'; readonly resourceId: string }
   | { readonly kind: 'takeOver'; readonly resourceId: string; readonly orphanId: string }
-  | { readonly kind: 'stored'; readonly answer: Answer };
+  | { readonly kind: 'stored'; readonly text: string };
+
+export interface OnceResult<Body> {
+  readonly body: Body;
+  /** True when an earlier request did the work. */
+  readonly replayed: boolean;
+}
 
 export class Idempotency {
   readonly #context: Context;
   /** This process, in the records of the requests it runs. */
   readonly #owner: string;
-  readonly #running = new Map<string, Promise<Answer>>();
+  readonly #running = new Map<string, Promise<unknown>>();
 
   constructor(context: Context) {
     this.#context = context;
@@ -48,7 +49,7 @@ export class Idempotency {
    * Runs the request once for its key. A second one waits for the first when it runs here.
    * Throws BW_IDEMPOTENCY_MISMATCH when the key came with another request, or what `run` throws.
    */
-  async once(request: IdempotentRequest): Promise<Answer & { readonly replayed: boolean }> {
+  async once<Body>(request: IdempotentRequest<Body>): Promise<OnceResult<Body>> {
     const keyDigest = digest(request.key);
     const requestDigest = digest(canonicalJson(request.content));
     for (;;) {
@@ -78,27 +79,28 @@ export class Idempotency {
     }
   }
 
-  async #work(
-    request: IdempotentRequest,
+  async #work<Body>(
+    request: IdempotentRequest<Body>,
     keyDigest: string,
     requestDigest: string,
-  ): Promise<Answer & { readonly replayed: boolean }> {
-    const claim = await this.#claim(request, keyDigest, requestDigest);
-    if (claim.kind === 'stored') return { ...claim.answer, replayed: true };
+  ): Promise<OnceResult<Body>> {
+    const claim = await this.#claim(request.idPrefix, keyDigest, requestDigest);
+    // The text is what this very kind of request answered: its digest covers method and path.
+    if (claim.kind === 'stored') return { body: JSON.parse(claim.text) as Body, replayed: true };
     try {
-      const orphan = claim.kind === 'takeOver' ? await request.find(claim.orphanId) : null;
-      const answer = orphan ?? (await request.run(claim.resourceId));
-      await this.#finish(keyDigest, { status: answer.status, body: JSON.stringify(answer.body) });
-      return { ...answer, replayed: orphan !== null };
+      const found = claim.kind === 'takeOver' ? await request.find(claim.orphanId) : null;
+      const body = found ?? (await request.run(claim.resourceId));
+      await this.#finish(keyDigest, JSON.stringify(body));
+      return { body, replayed: found !== null };
     } catch (error) {
       await this.#finish(keyDigest, null);
       throw error;
     }
   }
 
-  #claim(request: IdempotentRequest, keyDigest: string, requestDigest: string): Promise<Claim> {
+  #claim(idPrefix: string, keyDigest: string, requestDigest: string): Promise<Claim> {
     const { store, newId } = this.#context;
-    const resourceId = newId(request.idPrefix);
+    const resourceId = newId(idPrefix);
     return commitRound<Claim>(store, async () => {
       const found = await idempotency.get(store, keyDigest);
       if (found !== null) {
@@ -110,8 +112,7 @@ export class Idempotency {
           );
         }
         if (value.answer !== null) {
-          const answer = { status: value.answer.status, body: JSON.parse(value.answer.body) };
-          return { changes: [], result: { kind: 'stored', answer } };
+          return { changes: [], result: { kind: 'stored', text: value.answer } };
         }
       }
       const record = {
@@ -131,7 +132,7 @@ export class Idempotency {
     });
   }
 
-  async #finish(keyDigest: string, answer: { status: number; body: string } | null): Promise<void> {
+  async #finish(keyDigest: string, answer: string | null): Promise<void> {
     const { store } = this.#context;
     await commitRound(store, async () => {
       const found = await idempotency.get(store, keyDigest);

@@ -119,8 +119,8 @@ export const idempotency = new Table(
     resourceId: Type.String(),
     /** The process that runs the request; another one may take over when that one is gone. */
     owner: Type.String(),
-    /** Null while the request runs. */
-    answer: Type.Union([Type.Object({ status: Type.Integer(), body: Type.String() }), Type.Null()]),
+    /** The answer's body as JSON text; null while the request runs. */
+    answer: Type.Union([Type.String(), Type.Null()]),
     createdAt: Time,
   }),
 );

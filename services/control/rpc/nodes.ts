@@ -20,7 +20,7 @@ export function nodesHandlers(context: Context): NodesHandlers {
         freeBytes: checkInteger('free_bytes', request.freeBytes),
       };
       const replicas = checkList('replicas', request.replicas).map((replica) => ({
-        volumeId: replica.volumeId,
+        volumeId: checkText('volume_id', replica.volumeId),
         generation: checkInteger('generation', replica.generation),
         epoch: checkInteger('epoch', replica.epoch),
       }));

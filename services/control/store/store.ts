@@ -54,9 +54,14 @@ export const CHANGES_MAX = 64;
 const KEY_PATTERN = /^[a-z]+(\/[A-Za-z0-9._-]{1,128})+$/;
 const PREFIX_PATTERN = /^[a-z]+\/([A-Za-z0-9._-]{1,128}\/)*$/;
 
+/** False for what can be no record's key, such as one built from a user's made-up id. */
+export function isKey(text: string): boolean {
+  return KEY_PATTERN.test(text);
+}
+
 /** Throws BW_INTERNAL: a key outside the alphabet is a mistake of the caller, never of a user. */
 export function assertKey(key: string): void {
-  if (!KEY_PATTERN.test(key)) throw new BlockwireError('BW_INTERNAL', `not a store key: ${key}`);
+  if (!isKey(key)) throw new BlockwireError('BW_INTERNAL', `not a store key: ${key}`);
 }
 
 export function assertPrefix(prefix: string): void {

@@ -2,7 +2,7 @@
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { Static, TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
-import type { Change, JsonValue, MetadataStore, StoredRecord } from './store.ts';
+import { type Change, isKey, type JsonValue, type MetadataStore, type StoredRecord } from './store.ts';
 
 export interface Versioned<T> {
   readonly version: number;
@@ -25,7 +25,8 @@ export class Table<Schema extends TSchema> {
 
   /** Null when there is no such record. Throws BW_INTERNAL when it is not of the schema. */
   async get(store: MetadataStore, ...id: string[]): Promise<Versioned<Static<Schema>> | null> {
-    const record = await store.get(this.key(...id));
+    const key = this.key(...id);
+    const record = isKey(key) ? await store.get(key) : null;
     return record === null ? null : this.#checked(record);
   }
 

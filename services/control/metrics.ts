@@ -1,0 +1,87 @@
+/** What the control plane measures. Counts of records are read when they are asked for, so they cannot drift. */
+import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
+import type { Context } from './domain/context.ts';
+import { agents, deviceTombstones, nodes, replicaTombstones, volumes } from './domain/records.ts';
+
+export interface HttpMetrics {
+  observe(request: { method: string; route: string; status: number; seconds: number }): void;
+}
+
+export function createHttpMetrics(registry: Registry): HttpMetrics {
+  const labelNames = ['method', 'route', 'status'] as const;
+  const requests = new Counter({
+    name: 'blockwire_control_http_requests_total',
+    help: 'REST requests answered.',
+    labelNames,
+    registers: [registry],
+  });
+  const durations = new Histogram({
+    name: 'blockwire_control_http_request_duration_seconds',
+    help: 'Time from a REST request to its answer.',
+    labelNames: ['method', 'route'] as const,
+    buckets: [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30],
+    registers: [registry],
+  });
+  return {
+    observe: ({ method, route, status, seconds }) => {
+      requests.inc({ method, route, status: String(status) });
+      durations.observe({ method, route }, seconds);
+    },
+  };
+}
+
+/** Gauges of the cluster's state; every state is there, also at zero. */
+export function createStateMetrics(registry: Registry, context: Context): void {
+  const { store, nodeFleet, agentFleet } = context;
+  const stateGauge = (name: string, help: string, label: string, count: () => Promise<Counts>): void => {
+    new Gauge({
+      name,
+      help,
+      labelNames: [label],
+      registers: [registry],
+      async collect() {
+        for (const [key, value] of Object.entries(await count())) this.set({ [label]: key }, value);
+      },
+    });
+  };
+  stateGauge('blockwire_control_volumes', 'Volumes by state.', 'state', async () =>
+    tally(
+      ['creating', 'available', 'inUse'],
+      (await volumes.list(store)).map(({ value }) => value.state),
+    ),
+  );
+  stateGauge('blockwire_control_replicas', 'Replicas by state.', 'state', async () =>
+    tally(
+      ['inSync', 'rebuilding', 'stale'],
+      (await volumes.list(store)).flatMap(({ value }) => value.replicas.map(({ state }) => state)),
+    ),
+  );
+  stateGauge('blockwire_control_nodes', 'Storage nodes by liveness.', 'state', async () => {
+    const known = await nodes.list(store);
+    const online = known.filter(({ value }) => nodeFleet.isOnline(value.id)).length;
+    return { online, offline: known.length - online };
+  });
+  stateGauge('blockwire_control_agents', 'Agents by liveness.', 'state', async () => {
+    const known = await agents.list(store);
+    const online = known.filter(({ value }) => agentFleet.isOnline(value.id)).length;
+    return { online, offline: known.length - online };
+  });
+  stateGauge(
+    'blockwire_control_commands_outstanding',
+    'Commands that wait for their outcome.',
+    'fleet',
+    async () => ({ nodes: nodeFleet.outstandingCount, agents: agentFleet.outstandingCount }),
+  );
+  stateGauge('blockwire_control_tombstones', 'Deletions that wait for their owner.', 'kind', async () => ({
+    replica: (await replicaTombstones.list(store)).length,
+    device: (await deviceTombstones.list(store)).length,
+  }));
+}
+
+type Counts = Record<string, number>;
+
+function tally(states: readonly string[], seen: readonly string[]): Counts {
+  const counts: Counts = Object.fromEntries(states.map((state) => [state, 0]));
+  for (const state of seen) counts[state] = (counts[state] ?? 0) + 1;
+  return counts;
+}

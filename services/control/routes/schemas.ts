@@ -1,0 +1,126 @@
+/** What REST takes and answers, as schemas: they validate, they give the types, and they are the OpenAPI. */
+import { type Static, Type } from 'typebox';
+import {
+  AttachmentStateSchema,
+  DatapathSchema,
+  ReplicaStateSchema,
+  VolumeStateSchema,
+} from '../domain/records.ts';
+
+export const BLOCK_SIZE_BYTES = 4096;
+export const VOLUME_SIZE_BYTES_MIN = 1024 ** 2;
+export const VOLUME_SIZE_BYTES_MAX = 64 * 1024 ** 4;
+export const REPLICA_COUNT_MAX = 8;
+
+const strict = { additionalProperties: false } as const;
+const Nullable = <T extends Parameters<typeof Type.Union>[0][number]>(type: T) =>
+  Type.Union([type, Type.Null()]);
+
+export const ErrorBody = Type.Object(
+  {
+    code: Type.String({ description: 'stable code, BW_...' }),
+    message: Type.String({ description: 'what is wrong and what to do' }),
+    details: Type.Optional(Type.Record(Type.String(), Type.Unknown())),
+  },
+  { $id: 'Error' },
+);
+
+export const IdParams = Type.Object({ id: Type.String({ minLength: 1 }) });
+
+export const CreateVolumeBody = Type.Object(
+  {
+    name: Type.String({
+      pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$',
+      description: '1 to 63 of a-z, 0-9 and hyphen, no hyphen at its ends',
+    }),
+    sizeBytes: Type.Integer({
+      minimum: VOLUME_SIZE_BYTES_MIN,
+      maximum: VOLUME_SIZE_BYTES_MAX,
+      multipleOf: BLOCK_SIZE_BYTES,
+      description: 'an integer from 1 MiB to 64 TiB, a multiple of 4096',
+    }),
+    replicas: Type.Integer({
+      minimum: 1,
+      maximum: REPLICA_COUNT_MAX,
+      description: `an integer from 1 to ${REPLICA_COUNT_MAX}`,
+    }),
+  },
+  strict,
+);
+
+export const ListVolumesQuery = Type.Object(
+  { name: Type.Optional(Type.String({ description: 'only the volume of this name' })) },
+  strict,
+);
+
+export const VolumeView = Type.Object({
+  id: Type.String(),
+  name: Type.String(),
+  sizeBytes: Type.Integer(),
+  state: VolumeStateSchema,
+  degraded: Type.Boolean({ description: 'a replica is not in sync' }),
+  generation: Type.Integer(),
+  epoch: Type.Integer(),
+  replicas: Type.Array(
+    Type.Object({
+      node: Type.String(),
+      state: ReplicaStateSchema,
+      uri: Type.String({ description: 'nbd:// address that any NBD client can open' }),
+    }),
+  ),
+  attachment: Nullable(Type.String()),
+  createdAt: Type.String(),
+});
+export type VolumeView = Static<typeof VolumeView>;
+
+export const CreateAttachmentBody = Type.Object(
+  {
+    volume: Type.String({ minLength: 1, description: 'id of the volume' }),
+    agent: Type.Optional(
+      Type.String({ minLength: 1, description: 'id of the agent; by default the only one online' }),
+    ),
+    datapath: Type.Optional(DatapathSchema),
+  },
+  strict,
+);
+
+export const DeleteAttachmentQuery = Type.Object(
+  {
+    force: Type.Optional(
+      Type.Boolean({ description: 'also when the device is open or the agent does not answer' }),
+    ),
+  },
+  strict,
+);
+
+export const AttachmentView = Type.Object({
+  id: Type.String(),
+  volume: Type.String(),
+  agent: Type.String(),
+  device: Nullable(Type.String()),
+  datapath: Type.String({ description: 'the mode in use; until attached, the one asked for' }),
+  state: AttachmentStateSchema,
+  generation: Type.Integer(),
+  createdAt: Type.String(),
+});
+export type AttachmentView = Static<typeof AttachmentView>;
+
+const Liveness = Type.Enum(['online', 'offline']);
+
+export const NodeView = Type.Object({
+  id: Type.String(),
+  state: Liveness,
+  nbd: Type.String({ description: 'host:port of its NBD server' }),
+  zone: Type.String(),
+  capacityBytes: Type.Integer(),
+  freeBytes: Type.Integer({ description: 'what new replicas may still claim' }),
+  version: Type.String(),
+});
+
+export const AgentView = Type.Object({
+  id: Type.String(),
+  state: Liveness,
+  host: Type.String(),
+  datapaths: Type.Array(Type.String(), { description: 'modes that its host offers, best first' }),
+  version: Type.String(),
+});

@@ -1,0 +1,91 @@
+/** /v1/volumes: create, list, get, delete. */
+import { Type } from 'typebox';
+import { nodes, volumes as volumeTable } from '../domain/records.ts';
+import type { ControlParts, RestApp } from './app.ts';
+import { answerOnce } from './idempotent.ts';
+import { CreateVolumeBody, ErrorBody, IdParams, ListVolumesQuery, VolumeView } from './schemas.ts';
+import { volumeView } from './views.ts';
+
+export function volumeRoutes(app: RestApp, parts: ControlParts): void {
+  const { context, volumes, idempotency } = parts;
+  const tags = ['volumes'];
+
+  const nodeAddresses = async (): Promise<Map<string, string>> =>
+    new Map((await nodes.list(context.store)).map(({ value }) => [value.id, value.nbdAddress]));
+
+  app.post(
+    '/v1/volumes',
+    {
+      schema: {
+        tags,
+        summary: 'Create a volume; its replicas exist when this answers',
+        body: CreateVolumeBody,
+        response: { 201: VolumeView, '4xx': ErrorBody, '5xx': ErrorBody },
+      },
+    },
+    (request, reply) => {
+      const { name, sizeBytes, replicas } = request.body;
+      return answerOnce(
+        { idempotency, newId: context.newId },
+        { request, reply },
+        {
+          idPrefix: 'vol',
+          run: async (id) => {
+            const volume = await volumes.create({ id, name, sizeBytes, replicaCount: replicas });
+            return volumeView(volume, await nodeAddresses());
+          },
+          find: async (id) => {
+            const found = await volumeTable.get(context.store, id);
+            if (found === null) return null;
+            return volumeView(found.value, await nodeAddresses());
+          },
+        },
+      );
+    },
+  );
+
+  app.get(
+    '/v1/volumes',
+    {
+      schema: {
+        tags,
+        summary: 'All volumes, or the one of a name',
+        querystring: ListVolumesQuery,
+        response: { 200: Type.Array(VolumeView), '4xx': ErrorBody, '5xx': ErrorBody },
+      },
+    },
+    async (request) => {
+      const addresses = await nodeAddresses();
+      return (await volumes.list(request.query)).map((volume) => volumeView(volume, addresses));
+    },
+  );
+
+  app.get(
+    '/v1/volumes/:id',
+    {
+      schema: {
+        tags,
+        summary: 'One volume',
+        params: IdParams,
+        response: { 200: VolumeView, '4xx': ErrorBody, '5xx': ErrorBody },
+      },
+    },
+    async (request) => volumeView(await volumes.get(request.params.id), await nodeAddresses()),
+  );
+
+  app.delete(
+    '/v1/volumes/:id',
+    {
+      schema: {
+        tags,
+        summary: 'Delete a volume; a replica whose node is offline goes when the node is back',
+        params: IdParams,
+        response: { 204: Type.Null(), '4xx': ErrorBody, '5xx': ErrorBody },
+      },
+    },
+    async (request, reply) => {
+      await volumes.delete(request.params.id);
+      return reply.code(204).send(null);
+    },
+  );
+}
