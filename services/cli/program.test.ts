@@ -37,14 +37,14 @@ const NODE = {
 };
 
 const answers: Record<string, unknown> = {
-  'GET /v1/volumes': { volumes: [VOLUME] },
-  'GET /v1/volumes?name=data': { volumes: [VOLUME] },
-  'GET /v1/volumes?name=absent': { volumes: [] },
+  'GET /v1/volumes': [VOLUME],
+  'GET /v1/volumes?name=data': [VOLUME],
+  'GET /v1/volumes?name=absent': [],
   'GET /v1/volumes/vol-0123456789ab': VOLUME,
-  'GET /v1/attachments?volume=vol-0123456789ab': { attachments: [ATTACHMENT] },
+  'GET /v1/attachments': [{ ...ATTACHMENT, id: 'att-ffffffffffff', volume: 'vol-ffffffffffff' }, ATTACHMENT],
   'POST /v1/attachments': ATTACHMENT,
   'DELETE /v1/attachments/att-0123456789ab?force=true': '',
-  'GET /v1/nodes': { nodes: [NODE] },
+  'GET /v1/nodes': [NODE],
 };
 
 let server: Server;
@@ -130,7 +130,7 @@ test('a table for people, the server’s own document for scripts, --json before
   ]) {
     const { stdout } = await run(...argv);
     assert.equal(stdout.indexOf('\n'), stdout.length - 1);
-    assert.deepEqual(JSON.parse(stdout), { volumes: [VOLUME] });
+    assert.deepEqual(JSON.parse(stdout), [VOLUME]);
   }
 });
 

@@ -31,7 +31,7 @@ export function addNodeList(node: Command, { output }: Context): void {
     .description('list the storage nodes that the control plane knows')
     .action(async (_options: unknown, command: Command) => {
       const answer = await restClient(command).listNodes();
-      writeAnswer(output, globalOptions(command).json, answer, () => formatTable(nodeColumns, answer.nodes));
+      writeAnswer(output, globalOptions(command).json, answer, () => formatTable(nodeColumns, answer));
     });
 }
 
@@ -41,8 +41,6 @@ export function addAgentList(agent: Command, { output }: Context): void {
     .description('list the agents that the control plane knows')
     .action(async (_options: unknown, command: Command) => {
       const answer = await restClient(command).listAgents();
-      writeAnswer(output, globalOptions(command).json, answer, () =>
-        formatTable(agentColumns, answer.agents),
-      );
+      writeAnswer(output, globalOptions(command).json, answer, () => formatTable(agentColumns, answer));
     });
 }

@@ -5,14 +5,40 @@ import type { Role } from '../processes.ts';
 import type { Context } from './context.ts';
 import { addAgentList, addNodeList } from './lists.ts';
 
+const PROCESS_OPTIONS: Readonly<Record<Role, string>> = {
+  control: `  --data-dir DIR     metadata
+  --host ADDRESS     address to listen on
+  --rest-port PORT   REST (default 7400)
+  --grpc-port PORT   gRPC for nodes and agents (default 7401)
+  --json             one JSON line on stdout when ready`,
+  node: `  --id ID                  name of the node, such as node-1
+  --data-dir DIR           replicas
+  --control HOST:PORT      the control plane's gRPC address
+  --host ADDRESS           address to listen on
+  --nbd-port PORT          NBD (default 10809)
+  --advertise HOST:PORT    NBD address for agents on other machines
+  --metrics-port PORT      /metrics and /healthz (default 7411)
+  --zone ZONE              failure domain for placement
+  --capacity-bytes BYTES   what replicas may claim
+  --workers COUNT          data workers
+  --json                   one JSON line on stdout when ready`,
+  agent: `  --id ID               name of the agent
+  --control HOST:PORT   the control plane's gRPC address
+  --data-dir DIR        what it must remember over a restart
+  --datapath MODE       auto, fused or copy
+  --metrics-port PORT   /metrics and /healthz (default 7421)
+  --json                one JSON line on stdout when ready`,
+};
+
 /** Puts the three processes into the help, and their lists beside them. */
 export function addProcessCommands(program: Command, context: Context): void {
   const describe = (role: Role, description: string): Command =>
     program
       .command(role)
       .description(description)
-      .argument('[options...]', `the options of the process; "blockwire ${role} --help" shows them`)
+      .argument('[options...]', 'the options of the process')
       .allowUnknownOption()
+      .addHelpText('after', `\nOptions of the process:\n${PROCESS_OPTIONS[role]}`)
       .action(() => {
         // Reached only behind another option: main.ts takes the plain form before any parsing.
         throw usageError(`to run the process, write "blockwire ${role} ..." with no option before "${role}"`);

@@ -7,13 +7,13 @@ import { CommandError } from '../errors.ts';
 import { isRole, programPath, type Role } from '../processes.ts';
 
 /**
- * The role and its arguments, when the command line asks for a process. `node list` and `agent list` do not:
- * a first argument `list` is a subcommand. Everything else belongs to the process and is not looked at here.
+ * The role and its arguments, when the command line asks for a process. A first argument `list`, `--help` or
+ * `-h` does not. Everything else belongs to the process and is not looked at here.
  */
 export function processRequest(argv: readonly string[]): { role: Role; args: readonly string[] } | null {
   const [role, ...args] = argv;
   if (!isRole(role)) return null;
-  return args[0] === 'list' && role !== 'control' ? null : { role, args };
+  return ['list', '--help', '-h'].includes(args[0] ?? '') ? null : { role, args };
 }
 
 /**

@@ -41,7 +41,7 @@ function addList(volume: Command, { output }: Context): void {
     .description('list all volumes')
     .action(async (_options: unknown, command: Command) => {
       const answer = await restClient(command).listVolumes();
-      writeAnswer(output, globalOptions(command).json, answer, () => formatTable(columns, answer.volumes));
+      writeAnswer(output, globalOptions(command).json, answer, () => formatTable(columns, answer));
     });
 }
 
@@ -54,7 +54,7 @@ function addShow(volume: Command, { output }: Context): void {
       const client = restClient(command);
       const found = await client.findVolume(ref);
       const json = globalOptions(command).json;
-      const attachments = json ? [] : (await client.listAttachments(found.id)).attachments;
+      const attachments = json ? [] : await client.listAttachments(found.id);
       writeAnswer(output, json, found, () => volumeText(found, attachments));
     });
 }
@@ -90,7 +90,7 @@ function addDetach(volume: Command, { output }: Context): void {
     .action(async (ref: string, options: { force: boolean }, command: Command) => {
       const client = restClient(command);
       const { id } = await client.findVolume(ref);
-      const { attachments } = await client.listAttachments(id);
+      const attachments = await client.listAttachments(id);
       if (attachments.length === 0)
         throw new CommandError('BW_ATTACHMENT_NOT_FOUND', `volume "${ref}" is not attached`);
       for (const attachment of attachments) await client.deleteAttachment(attachment.id, options);

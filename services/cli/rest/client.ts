@@ -1,9 +1,17 @@
 /** The control plane's REST interface as typed functions; answers are checked in http.ts. */
 import { randomUUID } from 'node:crypto';
-import type { Static } from 'typebox';
 import { CommandError, usageError } from '../errors.ts';
 import { requestEmpty, requestJson } from './http.ts';
-import { AgentList, Attachment, AttachmentList, StorageNodeList, Volume, VolumeList } from './schema.ts';
+import {
+  type Agent,
+  AgentList,
+  Attachment,
+  AttachmentList,
+  type StorageNode,
+  StorageNodeList,
+  Volume,
+  VolumeList,
+} from './schema.ts';
 
 export const REST_DEFAULT = 'http://127.0.0.1:7400';
 
@@ -39,7 +47,7 @@ export class RestClient {
     return requestJson(this.#base, request, Volume);
   }
 
-  listVolumes(): Promise<Static<typeof VolumeList>> {
+  listVolumes(): Promise<Volume[]> {
     return requestJson(this.#base, { method: 'GET', path: '/v1/volumes' }, VolumeList);
   }
 
@@ -48,7 +56,7 @@ export class RestClient {
     if (VOLUME_ID.test(ref)) return requestJson(this.#base, { method: 'GET', path: volumePath(ref) }, Volume);
     const query = new URLSearchParams({ name: ref });
     const path = `/v1/volumes?${query}`;
-    const { volumes } = await requestJson(this.#base, { method: 'GET', path }, VolumeList);
+    const volumes = await requestJson(this.#base, { method: 'GET', path }, VolumeList);
     const volume = volumes.find(({ name }) => name === ref);
     if (volume === undefined) throw new CommandError('BW_VOLUME_NOT_FOUND', `no volume is named "${ref}"`);
     return volume;
@@ -63,9 +71,11 @@ export class RestClient {
     return requestJson(this.#base, request, Attachment);
   }
 
-  listAttachments(volumeId: string): Promise<Static<typeof AttachmentList>> {
-    const path = `/v1/attachments?${new URLSearchParams({ volume: volumeId })}`;
-    return requestJson(this.#base, { method: 'GET', path }, AttachmentList);
+  /** Those of one volume. */
+  async listAttachments(volumeId: string): Promise<Attachment[]> {
+    const request = { method: 'GET', path: '/v1/attachments' } as const;
+    const all = await requestJson(this.#base, request, AttachmentList);
+    return all.filter(({ volume }) => volume === volumeId);
   }
 
   deleteAttachment(id: string, options: { force: boolean }): Promise<void> {
@@ -73,7 +83,7 @@ export class RestClient {
     return requestEmpty(this.#base, { method: 'DELETE', path });
   }
 
-  listNodes(timeoutMs?: number): Promise<Static<typeof StorageNodeList>> {
+  listNodes(timeoutMs?: number): Promise<StorageNode[]> {
     return requestJson(
       this.#base,
       { method: 'GET', path: '/v1/nodes', ...within(timeoutMs) },
@@ -81,7 +91,7 @@ export class RestClient {
     );
   }
 
-  listAgents(timeoutMs?: number): Promise<Static<typeof AgentList>> {
+  listAgents(timeoutMs?: number): Promise<Agent[]> {
     return requestJson(this.#base, { method: 'GET', path: '/v1/agents', ...within(timeoutMs) }, AgentList);
   }
 }

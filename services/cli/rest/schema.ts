@@ -57,9 +57,9 @@ export const Agent = Type.Object({
 });
 export type Agent = Static<typeof Agent>;
 
-export const VolumeList = Type.Object({ volumes: Type.Array(Volume) });
-export const AttachmentList = Type.Object({ attachments: Type.Array(Attachment) });
-export const StorageNodeList = Type.Object({ nodes: Type.Array(StorageNode) });
-export const AgentList = Type.Object({ agents: Type.Array(Agent) });
+export const VolumeList = Type.Array(Volume);
+export const AttachmentList = Type.Array(Attachment);
+export const StorageNodeList = Type.Array(StorageNode);
+export const AgentList = Type.Array(Agent);
 
 export const ErrorBody = Type.Object({ code: Type.String(), message: Type.String() });

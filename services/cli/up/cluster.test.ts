@@ -31,7 +31,7 @@ function script(name: string, source: string): PlannedProcess {
 
 async function makeCluster(nodeSource: string, signal = new AbortController().signal): Promise<Cluster> {
   const port = await new PortChooser('127.0.0.1').choose({ purpose: '', wanted: 0, preferred: [] });
-  const body = JSON.stringify({ nodes: ['node-1', 'node-2'].map((id) => ({ ...NODE, id })) });
+  const body = JSON.stringify(['node-1', 'node-2'].map((id) => ({ ...NODE, id })));
   const control = `require('node:http').createServer((_, response) => response.end(${JSON.stringify(body)}))
     .listen(${port}, '127.0.0.1', () => console.log('{}'));`;
   const plan: Plan = {

@@ -109,12 +109,12 @@ export class Cluster {
 
   async #registered(): Promise<boolean> {
     const { plan } = this.#options;
-    const { nodes } = await this.#client.listNodes(POLL_REQUEST_MS_MAX);
+    const nodes = await this.#client.listNodes(POLL_REQUEST_MS_MAX);
     const here = (wanted: PlannedProcess & { nbd: string }): boolean =>
       nodes.some(({ id, state, nbd }) => id === wanted.name && state === 'online' && nbd === wanted.nbd);
     if (!plan.nodes.every(here)) return false;
     if (plan.agent === null) return true;
-    const { agents } = await this.#client.listAgents(POLL_REQUEST_MS_MAX);
+    const agents = await this.#client.listAgents(POLL_REQUEST_MS_MAX);
     return agents.some(({ id, state }) => id === plan.agent?.name && state === 'online');
   }
 

@@ -89,20 +89,22 @@ export function makePlan(options: UpOptions, layout: Layout): Plan {
   const { dir, host, advertiseHost } = options;
   const here = localHost(host);
   const grpc = hostPort(here, layout.grpcPort);
-  const common = (name: string): string[] => ['--host', host, '--data-dir', join(dir, name), '--json'];
+  const common = (name: string): string[] => ['--data-dir', join(dir, name), '--json'];
+  const listen = ['--host', host];
   const url = (port: number): string => `http://${hostPort(here, port)}`;
   return {
     rest: url(layout.restPort),
     grpc,
     control: planned('control', 'control', [
       ...common('control'),
+      ...listen,
       ...['--rest-port', String(layout.restPort), '--grpc-port', String(layout.grpcPort)],
     ]),
     nodes: layout.nodes.map(({ id, nbdPort, metricsPort }) => {
       const nbd = hostPort(advertiseHost, nbdPort);
       const args = ['--id', id, '--nbd-port', String(nbdPort), '--advertise', nbd, '--control', grpc];
       return {
-        ...planned('node', id, [...common(id), ...args, '--metrics-port', String(metricsPort)]),
+        ...planned('node', id, [...common(id), ...listen, ...args, '--metrics-port', String(metricsPort)]),
         nbd,
         metrics: url(metricsPort),
       };
