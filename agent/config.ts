@@ -1,0 +1,83 @@
+/** The agent's command line. */
+import { hostname } from 'node:os';
+import { parseArgs } from 'node:util';
+import { parseHostPort } from '@blockwire/native/sockets.ts';
+import { BlockwireError } from '@blockwire/shared/errors.ts';
+
+export interface AgentConfig {
+  /** Stable across restarts; the host's name by default. */
+  readonly id: string;
+  /** host:port of the control plane's gRPC. */
+  readonly control: string;
+  readonly metricsHost: string;
+  readonly metricsPort: number;
+  /** auto, fused or copy: for attachments that do not ask for one. */
+  readonly datapath: string;
+  readonly queueDepth: number;
+  readonly ioSizeBytesMax: number;
+  readonly replicaTimeoutMs: number;
+  /** Print one JSON line on stdout when ready. */
+  readonly json: boolean;
+}
+
+export const AGENT_USAGE = `blockwire agent: serves volumes as /dev/ublkbN on this host
+  --id NAME                  stable name of this agent (default: the host's name)
+  --control HOST:PORT        the control plane's gRPC (default 127.0.0.1:7401)
+  --metrics-host ADDRESS     where /metrics and /healthz listen (default 127.0.0.1)
+  --metrics-port PORT        (default 7421, 0 = any)
+  --datapath MODE            auto, fused or copy (default auto)
+  --queue-depth N            requests in flight of one device, 1..4096 (default 128)
+  --io-size BYTES            largest I/O, a multiple of 4096 up to 32 MiB (default 1048576)
+  --replica-timeout MS       silence after which a replica is reported lost (default 10000)
+  --json                     print one JSON line when ready`;
+
+/** Throws BW_INVALID_ARGUMENT with what is wrong and the usage. */
+export function parseConfig(argv: readonly string[]): AgentConfig {
+  const { values } = parse(argv);
+  const control = values.control ?? '127.0.0.1:7401';
+  if (parseHostPort(control) === null) throw invalid(`--control '${control}' is not host:port`);
+  const ioSizeBytesMax = integer('--io-size', values['io-size'] ?? '1048576', 4096, 32 << 20);
+  if (ioSizeBytesMax % 4096 !== 0) throw invalid('--io-size must be a multiple of 4096');
+  return {
+    id: values.id ?? hostname(),
+    control,
+    metricsHost: values['metrics-host'] ?? '127.0.0.1',
+    metricsPort: integer('--metrics-port', values['metrics-port'] ?? '7421', 0, 65535),
+    datapath: values.datapath ?? 'auto',
+    queueDepth: integer('--queue-depth', values['queue-depth'] ?? '128', 1, 4096),
+    ioSizeBytesMax,
+    replicaTimeoutMs: integer('--replica-timeout', values['replica-timeout'] ?? '10000', 100, 3_600_000),
+    json: values.json ?? false,
+  };
+}
+
+function parse(argv: readonly string[]) {
+  try {
+    return parseArgs({
+      args: [...argv],
+      options: {
+        id: { type: 'string' },
+        control: { type: 'string' },
+        'metrics-host': { type: 'string' },
+        'metrics-port': { type: 'string' },
+        datapath: { type: 'string' },
+        'queue-depth': { type: 'string' },
+        'io-size': { type: 'string' },
+        'replica-timeout': { type: 'string' },
+        json: { type: 'boolean' },
+      },
+    });
+  } catch (error) {
+    throw invalid(error instanceof Error ? error.message : String(error));
+  }
+}
+
+function integer(name: string, text: string, min: number, max: number): number {
+  const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+  if (Number.isInteger(value) && value >= min && value <= max) return value;
+  throw invalid(`${name} '${text}' is not a whole number from ${min} to ${max}`);
+}
+
+function invalid(message: string): BlockwireError {
+  return new BlockwireError('BW_INVALID_ARGUMENT', `${message}\n${AGENT_USAGE}`);
+}

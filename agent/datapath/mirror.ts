@@ -1,0 +1,340 @@
+/**
+ * One volume's mirror: which replicas a request goes to, and when it is done. Pure logic; links, completions and reports
+ * are interfaces, so that the same code runs on the kernel and in a simulator.
+ *
+ * Invariants:
+ * - A write completes when every in-sync replica acknowledged it, or left the membership.
+ * - The mirror never decides that a replica is out: it reports the loss, and goes on when the membership says so.
+ * - Overlapping writes are never in flight together, so replicas cannot differ in their order.
+ * - A tag is completed exactly once, and only while no link can still touch its buffer: a link reports `linkDown`
+ *   after its last operation ended.
+ */
+import { Operation, type RequestTable } from './request.ts';
+
+export const REPLICAS_COUNT_MAX = 8;
+const NO_REPLICA = 0xff;
+const EIO = 5;
+
+/** The way to one replica. */
+export interface ReplicaLink {
+  /** Queues the request of a tag, unless it is in flight here already. Only called while the link is up. */
+  submit(tag: number): void;
+  /** Requests submitted and not yet answered. */
+  readonly inFlightCount: number;
+  /** Drops the connections for good; `linkDown` follows once nothing is in flight, unless it was down. */
+  close(): void;
+}
+
+export interface MirrorHost {
+  /** @param result bytes done, or a negative errno */
+  complete(tag: number, result: number): void;
+  /** A replica stopped answering while others are in sync: ask for a membership without it. */
+  reportLost(replica: number, reason: string): void;
+}
+
+const Phase = { FREE: 0, ACTIVE: 1, WAITING: 2 } as const;
+
+export class Mirror {
+  readonly #requests: RequestTable;
+  readonly #links: readonly ReplicaLink[];
+  readonly #host: MirrorHost;
+  /** Per tag: Phase. */
+  readonly #phase: Uint8Array;
+  /** Per tag: replicas whose acknowledgement is missing, a bit each. */
+  readonly #awaited: Uint32Array;
+  /** Per tag of a read: the replica asked, or NO_REPLICA while none is up. */
+  readonly #reader: Uint8Array;
+  /** Per tag of a read: replicas that answered with an error. */
+  readonly #readFailed: Uint32Array;
+  /** Per tag of a write: the error to complete with, 0 for none. */
+  readonly #error: Int32Array;
+  /** Writes held back by an overlapping one, oldest first. */
+  readonly #waiting: Uint16Array;
+  #waitingCount = 0;
+  #activeCount = 0;
+  #inSync: number;
+  #up = 0;
+  /** Reported as lost, the new membership not yet here. */
+  #lost = 0;
+  #failing = false;
+  /** `#releaseWaiting` is under way, and has to look again: a write that it started ended at once. */
+  #releasing = false;
+  #releaseAgain = false;
+  /** Reads moved to another replica, and writes that waited for an overlapping one. */
+  failoverCount = 0;
+  overlapCount = 0;
+
+  /** @param inSync the in-sync replicas, a bit for each index of `links` */
+  constructor(options: {
+    requests: RequestTable;
+    links: readonly ReplicaLink[];
+    host: MirrorHost;
+    inSync: number;
+  }) {
+    this.#requests = options.requests;
+    this.#links = options.links;
+    this.#host = options.host;
+    this.#inSync = options.inSync;
+    const { depth } = options.requests;
+    this.#phase = new Uint8Array(depth);
+    this.#awaited = new Uint32Array(depth);
+    this.#reader = new Uint8Array(depth).fill(NO_REPLICA);
+    this.#readFailed = new Uint32Array(depth);
+    this.#error = new Int32Array(depth);
+    this.#waiting = new Uint16Array(depth);
+  }
+
+  /** Requests that were started and not completed. */
+  get activeCount(): number {
+    return this.#activeCount;
+  }
+
+  /** Replicas that are in sync and connected, a bit each. */
+  get servingMask(): number {
+    return this.#inSync & this.#up & ~this.#lost;
+  }
+
+  /** Takes on the request in row `tag`. */
+  start(tag: number): void {
+    this.#activeCount++;
+    if (this.#failing) {
+      this.#finish(tag, -EIO);
+    } else if (this.#requests.operation[tag] === Operation.READ) {
+      this.#phase[tag] = Phase.ACTIVE;
+      this.#readFailed[tag] = 0;
+      this.#read(tag);
+    } else if (this.#overlapsEarlier(tag, this.#waitingCount)) {
+      this.overlapCount++;
+      this.#phase[tag] = Phase.WAITING;
+      this.#waiting[this.#waitingCount++] = tag;
+    } else {
+      this.#write(tag);
+    }
+  }
+
+  /** A replica answered. @param error an NBD error, 0 for success */
+  answered(replica: number, tag: number, error: number): void {
+    if (this.#requests.operation[tag] === Operation.READ) this.#readAnswered(replica, tag, error);
+    else this.#writeAnswered(replica, tag, error);
+  }
+
+  /** A link is ready: what it missed is sent again (writes are idempotent), parked reads go on. */
+  linkUp(replica: number): void {
+    const bit = 1 << replica;
+    this.#up |= bit;
+    if ((this.#lost & bit) === 0) this.#resume(replica);
+  }
+
+  /** A link ended, and none of its operations is in flight any more. */
+  linkDown(replica: number, reason: string): void {
+    const bit = 1 << replica;
+    this.#up &= ~bit;
+    this.#loseOrWait(replica, reason);
+    for (let tag = 0; tag < this.#phase.length; tag++) {
+      if (this.#phase[tag] === Phase.ACTIVE && this.#reader[tag] === replica) {
+        this.failoverCount++;
+        this.#read(tag);
+      }
+    }
+    // Replicas that left the membership are forgotten only now that their link cannot touch a buffer any more.
+    if ((this.#inSync & bit) === 0) this.#forget(replica);
+  }
+
+  /** The control plane's word on who is in sync, a bit each. */
+  membership(inSync: number): void {
+    const left = this.#inSync & ~inSync;
+    // Everything reported is answered by this: those still in sync are waited for.
+    const kept = this.#lost & inSync;
+    this.#inSync = inSync;
+    this.#lost = 0;
+    for (let replica = 0; replica < this.#links.length; replica++) {
+      const bit = 1 << replica;
+      if ((left & bit) !== 0) {
+        this.#links[replica]!.close();
+        if ((this.#up & bit) === 0) this.#forget(replica);
+      } else if ((kept & bit) !== 0 && (this.#up & bit) !== 0) {
+        this.#resume(replica);
+      }
+    }
+    this.#retryParkedReads();
+  }
+
+  /** From now on every request fails, those in flight as soon as their links are down: the operator's way out. */
+  failEverything(): void {
+    this.#failing = true;
+    for (let replica = 0; replica < this.#links.length; replica++) this.#links[replica]!.close();
+    this.#inSync = 0;
+    this.#failUntouched();
+  }
+
+  #read(tag: number): void {
+    let best: number = NO_REPLICA;
+    let bestCount = Number.POSITIVE_INFINITY;
+    const candidates = this.servingMask & ~this.#readFailed[tag]!;
+    for (let replica = 0; replica < this.#links.length; replica++) {
+      if ((candidates & (1 << replica)) === 0) continue;
+      const count = this.#links[replica]!.inFlightCount;
+      if (count < bestCount) {
+        best = replica;
+        bestCount = count;
+      }
+    }
+    this.#reader[tag] = best;
+    if (best !== NO_REPLICA) this.#links[best]!.submit(tag);
+    else if (this.#failing) this.#finish(tag, -EIO);
+    // All that are in sync have failed this read: there is nobody left to wait for.
+    else if ((this.#inSync & ~this.#readFailed[tag]!) === 0) this.#finish(tag, -EIO);
+  }
+
+  #readAnswered(replica: number, tag: number, error: number): void {
+    if (error === 0) {
+      this.#finish(tag, this.#requests.lengthBytes[tag]!);
+      return;
+    }
+    this.#readFailed[tag] = this.#readFailed[tag]! | (1 << replica);
+    this.failoverCount++;
+    this.#read(tag);
+  }
+
+  #write(tag: number): void {
+    this.#phase[tag] = Phase.ACTIVE;
+    this.#error[tag] = 0;
+    this.#reader[tag] = NO_REPLICA;
+    this.#awaited[tag] = this.#inSync;
+    if (this.#inSync === 0) {
+      this.#finish(tag, -EIO);
+      return;
+    }
+    const reachable = this.servingMask;
+    for (let replica = 0; replica < this.#links.length; replica++) {
+      if ((reachable & (1 << replica)) !== 0) this.#links[replica]!.submit(tag);
+    }
+  }
+
+  #writeAnswered(replica: number, tag: number, error: number): void {
+    const bit = 1 << replica;
+    if (error !== 0) {
+      if (this.#loseOrWait(replica, `it answered a write with NBD error ${error}`)) return;
+      // The last replica: its error is the truth.
+      this.#error[tag] = -error;
+    }
+    this.#awaited[tag] = this.#awaited[tag]! & ~bit;
+    if (this.#awaited[tag] === 0) this.#finishWrite(tag);
+  }
+
+  /** Reports an in-sync replica as lost if another one is left; returns whether writes now wait for the verdict. */
+  #loseOrWait(replica: number, reason: string): boolean {
+    const bit = 1 << replica;
+    if ((this.#inSync & bit) === 0) return false;
+    if ((this.#lost & bit) !== 0) return true;
+    if ((this.#inSync & ~this.#lost & ~bit) === 0) return false;
+    this.#lost |= bit;
+    this.#host.reportLost(replica, reason);
+    return true;
+  }
+
+  /** Sends again what a replica has not acknowledged, and parked reads. */
+  #resume(replica: number): void {
+    const bit = 1 << replica;
+    const link = this.#links[replica]!;
+    for (let tag = 0; tag < this.#phase.length; tag++) {
+      if (this.#phase[tag] !== Phase.ACTIVE) continue;
+      if (this.#requests.operation[tag] === Operation.READ) {
+        if (this.#reader[tag] === NO_REPLICA) this.#read(tag);
+      } else if ((this.#awaited[tag]! & bit) !== 0) {
+        link.submit(tag);
+      }
+    }
+  }
+
+  #retryParkedReads(): void {
+    for (let tag = 0; tag < this.#phase.length; tag++) {
+      const parked = this.#phase[tag] === Phase.ACTIVE && this.#reader[tag] === NO_REPLICA;
+      if (parked && this.#requests.operation[tag] === Operation.READ) this.#read(tag);
+    }
+  }
+
+  /** Stops waiting for a replica that is out of the membership. */
+  #forget(replica: number): void {
+    const bit = 1 << replica;
+    for (let tag = 0; tag < this.#phase.length; tag++) {
+      if (this.#phase[tag] !== Phase.ACTIVE || (this.#awaited[tag]! & bit) === 0) continue;
+      this.#awaited[tag] = this.#awaited[tag]! & ~bit;
+      if (this.#awaited[tag] === 0) this.#finishWrite(tag);
+    }
+    if (this.#failing) this.#failUntouched();
+  }
+
+  #failUntouched(): void {
+    for (let tag = 0; tag < this.#phase.length; tag++) {
+      if (
+        this.#phase[tag] === Phase.ACTIVE &&
+        this.#reader[tag] === NO_REPLICA &&
+        (this.#awaited[tag]! & this.#up) === 0
+      ) {
+        this.#awaited[tag] = 0;
+        this.#error[tag] = -EIO;
+        this.#finishWrite(tag);
+      }
+    }
+  }
+
+  #finishWrite(tag: number): void {
+    const failed = this.#error[tag]!;
+    const isWrite = this.#requests.operation[tag] === Operation.WRITE;
+    const error = this.#failing ? -EIO : failed;
+    this.#finish(tag, error !== 0 ? error : isWrite ? this.#requests.lengthBytes[tag]! : 0);
+  }
+
+  #finish(tag: number, result: number): void {
+    this.#phase[tag] = Phase.FREE;
+    this.#reader[tag] = NO_REPLICA;
+    this.#awaited[tag] = 0;
+    this.#activeCount--;
+    this.#host.complete(tag, result);
+    if (this.#waitingCount > 0) this.#releaseWaiting();
+  }
+
+  /** Whether a write-like request overlaps one in flight, or one of the first `waitingCount` that wait. */
+  #overlapsEarlier(tag: number, waitingCount: number): boolean {
+    if (this.#requests.operation[tag] === Operation.FLUSH) return false;
+    for (let other = 0; other < this.#phase.length; other++) {
+      if (other !== tag && this.#phase[other] === Phase.ACTIVE && this.#overlap(tag, other)) return true;
+    }
+    for (let i = 0; i < waitingCount; i++) {
+      if (this.#overlap(tag, this.#waiting[i]!)) return true;
+    }
+    return false;
+  }
+
+  #overlap(a: number, b: number): boolean {
+    const { operation, offsetBytes, lengthBytes } = this.#requests;
+    if (operation[b] === Operation.READ || operation[b] === Operation.FLUSH) return false;
+    return (
+      offsetBytes[a]! < offsetBytes[b]! + lengthBytes[b]! &&
+      offsetBytes[b]! < offsetBytes[a]! + lengthBytes[a]!
+    );
+  }
+
+  /** Starts the writes that nothing holds back any more; among overlapping ones, order stays arrival order. */
+  #releaseWaiting(): void {
+    if (this.#releasing) {
+      this.#releaseAgain = true;
+      return;
+    }
+    this.#releasing = true;
+    do {
+      this.#releaseAgain = false;
+      const count = this.#waitingCount;
+      let kept = 0;
+      for (let i = 0; i < count; i++) {
+        const tag = this.#waiting[i]!;
+        if (this.#overlapsEarlier(tag, kept)) this.#waiting[kept++] = tag;
+        else if (this.#failing) this.#finish(tag, -EIO);
+        else this.#write(tag);
+      }
+      this.#waitingCount = kept;
+    } while (this.#releaseAgain);
+    this.#releasing = false;
+  }
+}

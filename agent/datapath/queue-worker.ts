@@ -1,0 +1,107 @@
+/** The thread of one ublk queue: kernel → UblkQueue → Mirror → replica links → Mirror → UblkQueue → kernel. */
+import { allocateRegion } from '@blockwire/native/memory.ts';
+import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
+import { CHAIN_REQUESTS_MAX, type PayloadMemory } from './connection.ts';
+import { CounterIndex, openCounters } from './counters.ts';
+import type { FromWorker, QueueWorkerData, ToWorker } from './messages.ts';
+import { Mirror, type MirrorHost } from './mirror.ts';
+import { NbdReplicaLink } from './replica-link.ts';
+import { RequestTable } from './request.ts';
+import { type QueueHost, UblkQueue } from './ublk-queue.ts';
+
+// Room for a whole chain to each of several replicas before a submission is forced.
+const RING_ENTRIES = 8 * CHAIN_REQUESTS_MAX;
+
+const { loop, data } = openWorkerLoop({ entries: RING_ENTRIES });
+const setup = data as QueueWorkerData;
+const { ring } = loop;
+const depth = setup.queueDepth;
+const requests = new RequestTable(depth);
+const counters = openCounters(setup.counters);
+const say = (message: FromWorker): void => loop.post(message);
+
+const registered = setup.datapath === 'fused';
+const buffers = registered ? null : allocateRegion(depth * setup.ioSizeBytesMax);
+const payload: PayloadMemory = {
+  registered,
+  address: buffers?.address ?? 0,
+  strideBytes: setup.ioSizeBytesMax,
+};
+// ublk puts each request's pages into the slot of its tag.
+if (registered) ring.registerSparseBuffers(depth);
+
+let ending = false;
+
+class Host implements MirrorHost, QueueHost {
+  start(tag: number): void {
+    mirror.start(tag);
+  }
+
+  complete(tag: number, result: number): void {
+    queue.commit(tag, result);
+  }
+
+  reportLost(replica: number, reason: string): void {
+    say({ type: 'lost', replica, reason });
+  }
+
+  ended(): void {
+    ending = true;
+    for (const link of links) link.close();
+  }
+}
+
+const host = new Host();
+const links = setup.replicas.map(
+  (target, replica) =>
+    new NbdReplicaLink({
+      ring,
+      requests,
+      payload,
+      replica,
+      endpoint: { address: target.address, port: target.port },
+      exportName: target.exportName,
+      sizeBytes: setup.sizeBytes,
+      timeoutMs: setup.replicaTimeoutMs,
+      onChange: (index, up, reason) => say({ type: 'link', replica: index, up, reason }),
+    }),
+);
+const mirror = new Mirror({ requests, links, host, inSync: setup.inSync });
+const queue = new UblkQueue({
+  ring,
+  fd: setup.charFd,
+  queueId: setup.queueId,
+  requests,
+  payload,
+  host,
+  counters,
+});
+
+queue.fetchAll();
+ring.submit();
+say({ type: 'fetched' });
+for (const [replica, link] of links.entries()) {
+  if ((setup.inSync & (1 << replica)) !== 0) link.start(mirror, performance.now());
+}
+
+loop.run({
+  onMessage(message) {
+    const order = message as ToWorker;
+    if (order.type === 'membership') mirror.membership(order.inSync);
+    else mirror.failEverything();
+  },
+  onBatchEnd() {
+    for (const link of links) link.flush();
+    counters[CounterIndex.enters] = ring.enterCount;
+    counters[CounterIndex.sqes] = ring.submittedCount;
+    counters[CounterIndex.failovers] = mirror.failoverCount;
+    counters[CounterIndex.overlaps] = mirror.overlapCount;
+    if (ending && links.every((link) => link.idle)) {
+      queue.release();
+      loop.stop();
+    }
+  },
+  onTick(nowMs) {
+    for (const link of links) link.tick(nowMs);
+  },
+});

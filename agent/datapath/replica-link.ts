@@ -1,0 +1,150 @@
+/**
+ * The way to one replica: a connection for reads and one for everything else, up together, down together, made again
+ * after a pause for as long as the replica is wanted.
+ */
+import {
+  NBD_FLAG_READ_ONLY,
+  NBD_FLAG_SEND_FLUSH,
+  NBD_FLAG_SEND_FUA,
+} from '@blockwire/proto/nbd/constants.ts';
+import {
+  type Connection,
+  type ConnectionOptions,
+  type ConnectionOwner,
+  ReadConnection,
+  WriteConnection,
+} from './connection.ts';
+import type { Mirror, ReplicaLink } from './mirror.ts';
+import { Operation } from './request.ts';
+
+const RECONNECT_MS_MIN = 100;
+const RECONNECT_MS_MAX = 2000;
+
+export interface LinkOptions extends Omit<ConnectionOptions, 'owner'> {
+  readonly replica: number;
+  /** Bytes that the export must have at least. */
+  readonly sizeBytes: number;
+  /** Told of every change: up, or down with the reason. */
+  readonly onChange: (replica: number, up: boolean, reason: string) => void;
+}
+
+export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
+  readonly #options: LinkOptions;
+  readonly #read: ReadConnection;
+  readonly #write: WriteConnection;
+  #mirror: Mirror | null = null;
+  #up = false;
+  #closed = false;
+  #reason = '';
+  #retryDelayMs = RECONNECT_MS_MIN;
+  #retryAtMs = 0;
+
+  constructor(options: LinkOptions) {
+    this.#options = options;
+    this.#read = new ReadConnection({ ...options, owner: this });
+    this.#write = new WriteConnection({ ...options, owner: this });
+  }
+
+  /** Connects, and reports to `mirror` from now on. */
+  start(mirror: Mirror, nowMs: number): void {
+    this.#mirror = mirror;
+    this.#connect(nowMs);
+  }
+
+  get inFlightCount(): number {
+    return this.#read.inFlightCount + this.#write.inFlightCount;
+  }
+
+  /** Whether nothing of this link is in the kernel. */
+  get idle(): boolean {
+    return this.#read.state === 'down' && this.#write.state === 'down';
+  }
+
+  submit(tag: number): void {
+    if (this.#options.requests.operation[tag] === Operation.READ) this.#read.submit(tag);
+    else this.#write.submit(tag);
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#failBoth('the replica left the membership');
+  }
+
+  flush(): void {
+    this.#read.flush();
+    this.#write.flush();
+  }
+
+  tick(nowMs: number): void {
+    this.#read.tick(nowMs);
+    this.#write.tick(nowMs);
+    if (this.#closed || !this.idle || this.#retryAtMs === 0) return;
+    if (this.#retryAtMs < 0) this.#retryAtMs = nowMs + this.#retryDelayMs;
+    if (nowMs >= this.#retryAtMs) this.#connect(nowMs);
+  }
+
+  connectionUp(connection: Connection): void {
+    const wrong = this.#objection(connection);
+    if (wrong !== null) {
+      connection.fail(wrong);
+      return;
+    }
+    if (this.#read.state !== 'up' || this.#write.state !== 'up') return;
+    this.#up = true;
+    this.#retryDelayMs = RECONNECT_MS_MIN;
+    this.#options.onChange(this.#options.replica, true, '');
+    this.#mirror?.linkUp(this.#options.replica);
+  }
+
+  connectionFailed(_connection: Connection, reason: string): void {
+    if (this.#reason === '') this.#reason = reason;
+    this.#failBoth(reason);
+  }
+
+  connectionDown(): void {
+    if (!this.idle) return;
+    const reason = this.#reason;
+    this.#reason = '';
+    this.#up = false;
+    this.#retryAtMs = -1;
+    this.#retryDelayMs = Math.min(this.#retryDelayMs * 2, RECONNECT_MS_MAX);
+    this.#options.onChange(this.#options.replica, false, reason);
+    this.#mirror?.linkDown(this.#options.replica, reason);
+  }
+
+  answered(tag: number, error: number): void {
+    this.#mirror?.answered(this.#options.replica, tag, error);
+  }
+
+  get up(): boolean {
+    return this.#up;
+  }
+
+  #connect(nowMs: number): void {
+    this.#retryAtMs = 0;
+    this.#reason = '';
+    this.#read.connect(nowMs);
+    this.#write.connect(nowMs);
+  }
+
+  #failBoth(reason: string): void {
+    this.#read.fail(reason);
+    this.#write.fail(reason);
+  }
+
+  /** Why an export cannot serve this volume, or null. */
+  #objection(connection: Connection): string | null {
+    const { result } = connection;
+    if (result === null) return 'the handshake has no result';
+    if (result.sizeBytes < this.#options.sizeBytes) {
+      return `the export has ${result.sizeBytes} bytes, the volume ${this.#options.sizeBytes}`;
+    }
+    const flags = result.transmissionFlags;
+    if ((flags & NBD_FLAG_READ_ONLY) !== 0) return 'the export is read-only';
+    const needed = NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA;
+    if ((flags & needed) !== needed) return 'the export has no FLUSH or no FUA';
+    if (result.blockSizeMinBytes > 512)
+      return `the export's smallest block is ${result.blockSizeMinBytes} bytes`;
+    return null;
+  }
+}

@@ -1,0 +1,65 @@
+/**
+ * Attaches NBD exports as one mirrored ublk device without a control plane, for benchmarks and tests against any NBD server:
+ *
+ *   node test/tools/attach.ts --size BYTES --datapath fused --replica host:port/export [--replica …]
+ *
+ * Prints the device's path when it is ready; removes it on SIGTERM. A lost replica is out for good.
+ */
+import { parseArgs } from 'node:util';
+import { chooseDatapath, probeHost } from '@blockwire/agent/datapath/probe.ts';
+import { BlockDevice } from '@blockwire/agent/device.ts';
+import type { Membership } from '@blockwire/proto/control/types.ts';
+import { createLogger } from '@blockwire/shared/log.ts';
+
+const { values } = parseArgs({
+  options: {
+    size: { type: 'string' },
+    datapath: { type: 'string', default: 'auto' },
+    depth: { type: 'string', default: '128' },
+    'io-size': { type: 'string', default: '1048576' },
+    replica: { type: 'string', multiple: true },
+  },
+});
+
+let membership: Membership = {
+  volumeId: 'vol-static',
+  generation: 1,
+  epoch: 1,
+  replicas: (values.replica ?? []).map((text, index) => {
+    const [nbdAddress = '', exportName = ''] = text.split('/');
+    return { nodeId: `static-${index}`, nbdAddress, exportName, state: 'REPLICA_STATE_IN_SYNC' };
+  }),
+};
+
+const device = await BlockDevice.create({
+  log: createLogger('attach'),
+  attachmentId: 'att-static',
+  volumeName: 'static',
+  membership,
+  sizeBytes: Number(values.size),
+  datapath: chooseDatapath(await probeHost(), values.datapath),
+  queueDepth: Number(values.depth),
+  ioSizeBytesMax: Number(values['io-size']),
+  replicaTimeoutMs: 30_000,
+  reportLost: ({ nodeId }) => {
+    membership = {
+      ...membership,
+      epoch: membership.epoch + 1,
+      replicas: membership.replicas.map((replica) =>
+        replica.nodeId === nodeId ? { ...replica, state: 'REPLICA_STATE_STALE' } : replica,
+      ),
+    };
+    return Promise.resolve(membership);
+  },
+});
+process.stdout.write(`${device.path}\n`);
+
+process.once('SIGTERM', () => {
+  device.detach(true).then(
+    () => process.exit(0),
+    (error: unknown) => {
+      process.stderr.write(`${String(error)}\n`);
+      process.exit(1);
+    },
+  );
+});
