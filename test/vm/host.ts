@@ -38,6 +38,8 @@ export class HostMachine implements Machine {
       cwd: repositoryPath,
       env: { ...process.env, PATH: `${repositoryPath}/node_modules/.bin:${process.env.PATH}` },
       stdio: ['pipe', 'pipe', 'inherit'],
+      // Ctrl-C is for this process, which closes the channel.
+      detached: true,
     });
     const agent = new AgentClient({ readable: child.stdout, writable: child.stdin }, repositoryPath);
     return new HostMachine(agent, child, parts, await agent.ready);

@@ -45,7 +45,8 @@ export class Parts {
     const child = spawn(
       findProgram('setpriv'),
       ['--pdeathsig', 'KILL', ...enter, findProgram(program), ...args],
-      { stdio: ['ignore', 'pipe', 'pipe'] },
+      // A session of its own: Ctrl-C is for this process, which decides what ends when.
+      { stdio: ['ignore', 'pipe', 'pipe'], detached: true },
     );
     const keep = (chunk: Buffer) => {
       this.#messages = `${this.#messages}${chunk}`.slice(-4096);
@@ -58,13 +59,13 @@ export class Parts {
   }
 
   /** Serves `source` to the guest; it ends when qemu does. */
-  async startFileServer(name: string, source: string): Promise<void> {
+  async startFileServer(name: string, source: string, caching: string): Promise<void> {
     const socket = this.file(`${name}.sock`);
     const child = this.start('virtiofsd', [
       `--socket-path=${socket}`,
       '-o',
       // Sandbox chroot, not namespace: it also works in containers.
-      `source=${source},sandbox=chroot,cache=auto,xattr,flock,log_level=err`,
+      `source=${source},sandbox=chroot,${caching},xattr,flock,log_level=err`,
     ]);
     for (let i = 0; !existsSync(socket); i++) {
       if (child.exitCode !== null || i === 500) {

@@ -6,6 +6,9 @@ import type { Kernel } from './kernel.ts';
 
 export type Accelerator = 'kvm' | 'tcg';
 
+/** Emulated boots die now and then: races in the kernel's text patching that real processors do not have. */
+const BOOTS_MAX = 4;
+
 export interface QemuOptions {
   readonly accelerator: Accelerator;
   readonly kernel: Kernel;
@@ -21,7 +24,7 @@ export interface QemuOptions {
 
 const COMMAND_LINE = [
   'console=ttyS0',
-  'loglevel=4',
+  'loglevel=5',
   // A boot that dies must end qemu at once; guest/pid1 takes oops=panic back when boot is over.
   'panic=-1',
   'oops=panic',
@@ -32,6 +35,8 @@ const COMMAND_LINE = [
   'tsc=reliable',
   'no_timer_check',
   'rcupdate.rcu_expedited=1',
+  // guest/init starts the other processors: while the kernel patches its own text, emulated ones trip over it.
+  'maxcpus=1',
 ].join(' ');
 
 /** Emulated `rep movsb` goes byte by byte and would flatter zero copy: erms and fsrm off. */
@@ -72,15 +77,16 @@ export class AcceleratorMemory {
     this.#file = path.join(cache, `accelerator-${machine}`);
   }
 
-  /** What to try: one that worked, or kvm first and then tcg when nothing is known and there is a /dev/kvm. */
-  async candidates(): Promise<Accelerator[]> {
+  /** What to boot with, in order, until one boot succeeds. */
+  async attempts(): Promise<Accelerator[]> {
     const known = (await fs.readFile(this.#file, 'utf8').catch(() => '')).trim();
-    if (known === 'tcg') return ['tcg'];
-    const usable = await fs.access('/dev/kvm', fs.constants.R_OK | fs.constants.W_OK).then(
+    const exists = await fs.access('/dev/kvm', fs.constants.R_OK | fs.constants.W_OK).then(
       () => true,
       () => false,
     );
-    return usable ? ['kvm', 'tcg'] : ['tcg'];
+    const again = (accelerator: Accelerator) => new Array<Accelerator>(BOOTS_MAX).fill(accelerator);
+    if (known === 'tcg' || !exists) return again('tcg');
+    return known === 'kvm' ? again('kvm') : ['kvm', ...again('tcg')];
   }
 
   async remember(accelerator: Accelerator): Promise<void> {

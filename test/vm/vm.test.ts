@@ -120,6 +120,13 @@ describe('the VM on slirp', () => {
     server.close();
   });
 
+  it('runs the same scripts as a host does, inside', async () => {
+    const { output, exitCode } = await vm.run("node test/vm/cli.ts --quiet 'echo on $BLOCKWIRE_VM; exit 5'", {
+      timeoutMs: 120_000,
+    });
+    assert.deepEqual({ output, exitCode }, { output: 'on host\n', exitCode: 5 });
+  });
+
   it('leaves no process and no file, and fails what was under way', async () => {
     const underWay = vm.run('sleep 600');
     assert.equal(vm.pids.length, 3);

@@ -31,8 +31,6 @@ export interface VmOptions {
 }
 
 const REPOSITORY = path.resolve(import.meta.dirname, '../..');
-/** Emulated boots die now and then: races in the kernel's text patching that real processors do not have. */
-const BOOTS_MAX = 4;
 /** Where guest/init mounts the shared directory. */
 const SHARED_PATH = '/mnt/host';
 
@@ -75,18 +73,15 @@ export class Vm implements Machine {
     await sweep();
     const memory = new AcceleratorMemory(cache);
     let failure: unknown;
-    for (const accelerator of await memory.candidates()) {
-      const boots = accelerator === 'kvm' ? 1 : BOOTS_MAX;
-      for (let boot = 1; boot <= boots; boot++) {
-        try {
-          onProgress(`Booting Linux ${kernel.release} (${accelerator}${boot > 1 ? `, try ${boot}` : ''})`);
-          const vm = await Vm.#bootOnce(kernel, accelerator, options);
-          await memory.remember(accelerator);
-          return vm;
-        } catch (error) {
-          failure = error;
-          if (error instanceof BlockwireError && error.code === 'BW_UNSUPPORTED_HOST') throw error;
-        }
+    for (const accelerator of await memory.attempts()) {
+      onProgress(`Booting Linux ${kernel.release} (${accelerator})${failure ? ', again' : ''}`);
+      try {
+        const vm = await Vm.#bootOnce(kernel, accelerator, options);
+        await memory.remember(accelerator);
+        return vm;
+      } catch (error) {
+        if (error instanceof BlockwireError && error.code === 'BW_UNSUPPORTED_HOST') throw error;
+        failure = error;
       }
     }
     throw failure;
@@ -108,8 +103,10 @@ export class Vm implements Machine {
           gateway: network.hostAddress,
         }),
       );
-      await parts.startFileServer('root', '/');
-      await parts.startFileServer('share', parts.sharePath);
+      // The project's files may be edited meanwhile: names and attributes are believed for a second, and the
+      // pages kept as long as those do not change. Without cache=always every open reads the file again.
+      await parts.startFileServer('root', '/', 'cache=always,timeout=1');
+      await parts.startFileServer('share', parts.sharePath, 'cache=auto,timeout=0');
       const { connected } = await parts.listen();
       const qemu = parts.start(
         'qemu-system-x86_64',
