@@ -26,7 +26,8 @@ export class AgentClient {
   readonly ready: Promise<string>;
   readonly #ready = Promise.withResolvers<string>();
 
-  constructor(channel: Channel, defaultCwd: string) {
+  /** `describeEnd` says why the machine may have gone, when its channel closes. */
+  constructor(channel: Channel, defaultCwd: string, describeEnd: () => Promise<string>) {
     this.#channel = channel;
     this.#defaultCwd = defaultCwd;
     this.ready = this.#ready.promise;
@@ -38,7 +39,7 @@ export class AgentClient {
         this.fail(new BlockwireError('BW_PROTOCOL', String(error), { cause: error }));
       }
     });
-    const closed = () => this.fail(new BlockwireError('BW_IO', 'The machine has ended.'));
+    const closed = async () => this.fail(new BlockwireError('BW_IO', await describeEnd()));
     channel.readable.on('error', closed);
     channel.readable.on('close', closed);
     channel.writable.on('error', closed);

@@ -41,7 +41,11 @@ export class HostMachine implements Machine {
       // Ctrl-C is for this process, which closes the channel.
       detached: true,
     });
-    const agent = new AgentClient({ readable: child.stdout, writable: child.stdin }, repositoryPath);
+    const agent = new AgentClient(
+      { readable: child.stdout, writable: child.stdin },
+      repositoryPath,
+      async () => "The host's agent has ended.",
+    );
     return new HostMachine(agent, child, parts, await agent.ready);
   }
 

@@ -77,7 +77,11 @@ async function fetchKernel(cache: string, onProgress: (message: string) => void)
     const apt = (program: string, ...args: string[]) =>
       runProgram(program, ['-q', '-c', config, ...args], { cwd: work });
     onProgress(`Asking the Debian mirror for the newest ${SUITE} cloud kernel`);
-    await apt('apt-get', 'update', '--error-on=any');
+    await apt('apt-get', 'update', '--error-on=any').catch((error: unknown) => {
+      if (!/NO_PUBKEY|not signed/.test(String(error))) throw error;
+      const message = `This machine does not know the keys of ${SUITE}: update the package debian-archive-keyring.`;
+      throw new BlockwireError('BW_UNSUPPORTED_HOST', message, { cause: error });
+    });
     const release = newestRelease(await apt('apt-cache', 'show', '--no-all-versions', META_PACKAGE));
     const kernel = kernelAt(cache, release);
     if (

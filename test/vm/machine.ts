@@ -53,7 +53,10 @@ export interface Machine {
   check(command: string, options?: CommandOptions): Promise<string>;
   /** Starts a bash command and returns at once. */
   start(command: string, options?: CommandOptions): MachineProcess;
-  /** Ends the machine and everything that it started. Idempotent. */
+  /**
+   * Ends the machine and the commands under way. Idempotent. On a host, unlike in the VM, a daemon that an earlier
+   * command left behind stays.
+   */
   close(): Promise<void>;
 }
 

@@ -12,7 +12,7 @@ import { type Network, sweepNetworks } from './network.ts';
 import { findProgram } from './programs.ts';
 
 const NAME_PREFIX = 'bwvm-';
-const CONSOLE_TAIL_LINES = 25;
+const CONSOLE_TAIL_LINES = 60;
 let machineCount = 0;
 
 export class Parts {
@@ -23,6 +23,7 @@ export class Parts {
   network: Network | null = null;
   readonly #processes: ChildProcess[] = [];
   #messages = '';
+  #isBooted = false;
   #server: Server | null = null;
   #closed: Promise<void> | null = null;
 
@@ -85,9 +86,15 @@ export class Parts {
     return { connected };
   }
 
+  /** From here on whenBroken has nothing to say. */
+  booted(): void {
+    this.#isBooted = true;
+  }
+
   /** Rejects when the boot fails: qemu ends, kvm reports an error it cannot go on after, or time is up. */
   async whenBroken(qemu: ChildProcess, deadline: AbortSignal): Promise<never> {
-    while (!deadline.aborted && qemu.exitCode === null && qemu.signalCode === null) {
+    while (!deadline.aborted && isRunning(qemu)) {
+      if (this.#isBooted) return new Promise<never>(() => {});
       // qemu stops the machine and stays when the processor cannot run the guest.
       if (this.#messages.includes('KVM internal error')) break;
       await delay(100, undefined, { ref: false });
@@ -106,6 +113,13 @@ export class Parts {
     return (await this.console()).split('\n').slice(-CONSOLE_TAIL_LINES).join('\n');
   }
 
+  /** Why the guest is gone. The channel closes before its last words are in the file: wait for qemu's end. */
+  async describeEnd(): Promise<string> {
+    const qemu = this.#processes.at(-1);
+    if (qemu && isRunning(qemu)) await Promise.race([once(qemu, 'exit'), delay(1000)]);
+    return `The VM has ended. The last lines of its console:\n${await this.consoleTail()}`;
+  }
+
   close(): Promise<void> {
     this.#closed ??= this.#close();
     return this.#closed;
@@ -115,7 +129,7 @@ export class Parts {
     this.#server?.close();
     // qemu first: the file servers end with it.
     for (const child of this.#processes.toReversed()) {
-      if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) continue;
+      if (!isRunning(child)) continue;
       const exited = once(child, 'exit');
       child.kill('SIGKILL');
       await exited;
@@ -123,6 +137,10 @@ export class Parts {
     await this.network?.remove();
     await fs.rm(this.#directory, { recursive: true, force: true });
   }
+}
+
+function isRunning(child: ChildProcess): boolean {
+  return child.pid !== undefined && child.exitCode === null && child.signalCode === null;
 }
 
 /** Removes what killed processes left: directories and network namespaces that carry a dead process's id. */

@@ -3,7 +3,6 @@
  *
  *   const vm = await Vm.boot();  const { exitCode, output } = await vm.run('uname -r');  await vm.close();
  */
-import type { ChildProcess } from 'node:child_process';
 import * as fs from 'node:fs/promises';
 import * as path from 'node:path';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
@@ -25,7 +24,7 @@ export interface VmOptions {
   readonly network?: 'slirp' | 'tap' | undefined;
   /** Ports of the host's loopback that lead to ports inside; slirp only. */
   readonly forwards?: Forwards | undefined;
-  /** How long one boot may take before it is given up; default 60 s. */
+  /** How long one boot may take before it is given up; default 90 s. */
   readonly bootTimeoutMs?: number | undefined;
   readonly onProgress?: ((message: string) => void) | undefined;
 }
@@ -40,7 +39,6 @@ interface Running {
   readonly network: Network;
   readonly accelerator: Accelerator;
   readonly kernelRelease: string;
-  readonly qemu: ChildProcess;
 }
 
 export class Vm implements Machine {
@@ -124,20 +122,23 @@ export class Vm implements Machine {
         }),
         network.netns,
       );
-      const broken = parts.whenBroken(qemu, AbortSignal.timeout(options.bootTimeoutMs ?? 60_000));
+      const broken = parts.whenBroken(qemu, AbortSignal.timeout(options.bootTimeoutMs ?? 90_000));
       broken.catch(() => {});
       const socket = await Promise.race([connected, broken]);
-      const agent = new AgentClient({ readable: socket, writable: socket }, REPOSITORY);
+      const agent = new AgentClient({ readable: socket, writable: socket }, REPOSITORY, () =>
+        parts.describeEnd(),
+      );
       const kernelRelease = await Promise.race([agent.ready, broken]);
+      parts.booted();
       await fs.rm(parts.file('initramfs'));
-      return new Vm({ agent, parts, network, accelerator, kernelRelease, qemu });
+      return new Vm({ agent, parts, network, accelerator, kernelRelease });
     } catch (error) {
       await parts.close();
       throw error;
     }
   }
 
-  private constructor({ agent, parts, network, accelerator, kernelRelease, qemu }: Running) {
+  private constructor({ agent, parts, network, accelerator, kernelRelease }: Running) {
     this.#agent = agent;
     this.#parts = parts;
     this.accelerator = accelerator;
@@ -146,10 +147,6 @@ export class Vm implements Machine {
     this.hostNetns = network.netns;
     this.sharedHostPath = parts.sharePath;
     this.pids = parts.pids;
-    qemu.once('exit', async () => {
-      const message = `The VM has ended. The last lines of its console:\n${await parts.consoleTail()}`;
-      agent.fail(new BlockwireError('BW_IO', message));
-    });
   }
 
   start: Machine['start'] = (command, options) => this.#agent.start(command, options);
