@@ -41,6 +41,9 @@ interface Up {
   readonly stderr: () => string;
 }
 
+/** A hung process is a failure of its test, not of the whole run. */
+const bound = { timeout: 120_000 };
+
 let dir = '';
 const running: Up[] = [];
 
@@ -106,7 +109,7 @@ function blockwire(rest: string, ...args: string[]): Promise<Outcome> {
 }
 
 async function nbdSize(uri: string): Promise<number> {
-  const { stdout } = await promisify(execFile)('nbdinfo', ['--size', uri]);
+  const { stdout } = await promisify(execFile)('nbdinfo', ['--size', uri], { timeout: 10_000 });
   return Number(stdout);
 }
 
@@ -116,70 +119,74 @@ async function processesOf(folder: string): Promise<string[]> {
   return stdout.split('\n').filter((line) => line.includes(folder));
 }
 
-test('up, a volume by CLI and one by REST, any NBD client, down without a trace, and up again', async () => {
-  const restPort = await freePort();
-  const up = await startUp(restPort);
-  const { rest, nodes } = up.ready;
-  assert.equal(rest, `http://127.0.0.1:${restPort}`);
-  assert.deepEqual(
-    nodes.map(({ id }) => id),
-    ['node-1', 'node-2'],
-  );
+test(
+  'up, a volume by CLI and one by REST, any NBD client, down without a trace, and up again',
+  bound,
+  async () => {
+    const restPort = await freePort();
+    const up = await startUp(restPort);
+    const { rest, nodes } = up.ready;
+    assert.equal(rest, `http://127.0.0.1:${restPort}`);
+    assert.deepEqual(
+      nodes.map(({ id }) => id),
+      ['node-1', 'node-2'],
+    );
 
-  const created = await blockwire(
-    rest,
-    'volume',
-    'create',
-    'by-cli',
-    '--size',
-    '64MiB',
-    '--replicas',
-    '2',
-    '--json',
-  );
-  assert.equal(created.code, 0, created.stderr);
-  const volume = JSON.parse(created.stdout) as VolumeBody;
-  assert.deepEqual(volume.replicas.map(({ node }) => node).sort(), ['node-1', 'node-2']);
-  for (const { uri } of volume.replicas) assert.equal(await nbdSize(uri), 64 * 1024 * 1024);
+    const created = await blockwire(
+      rest,
+      'volume',
+      'create',
+      'by-cli',
+      '--size',
+      '64MiB',
+      '--replicas',
+      '2',
+      '--json',
+    );
+    assert.equal(created.code, 0, created.stderr);
+    const volume = JSON.parse(created.stdout) as VolumeBody;
+    assert.deepEqual(volume.replicas.map(({ node }) => node).sort(), ['node-1', 'node-2']);
+    for (const { uri } of volume.replicas) assert.equal(await nbdSize(uri), 64 * 1024 * 1024);
 
-  const response = await fetch(`${rest}/v1/volumes`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/json' },
-    body: JSON.stringify({ name: 'by-rest', sizeBytes: 32 * 1024 * 1024, replicas: 1 }),
-  });
-  assert.equal(response.status, 201);
-  const second = (await response.json()) as VolumeBody;
-  assert.equal(await nbdSize(second.replicas[0]!.uri), second.sizeBytes);
+    const response = await fetch(`${rest}/v1/volumes`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ name: 'by-rest', sizeBytes: 32 * 1024 * 1024, replicas: 1 }),
+    });
+    assert.equal(response.status, 201);
+    const second = (await response.json()) as VolumeBody;
+    assert.equal(await nbdSize(second.replicas[0]!.uri), second.sizeBytes);
 
-  const list = await blockwire(rest, 'volume', 'list');
-  assert.match(list.stdout, /^by-cli +vol-[0-9a-f]{12} +64 MiB +available +node-[12], node-[12]$/m);
-  assert.match((await blockwire(rest, 'node', 'list')).stdout, /^node-1 +online +127\.0\.0\.1:/m);
-  const taken = await blockwire(rest, 'volume', 'create', 'by-cli', '--size', '1MiB');
-  assert.equal(taken.code, 1);
-  assert.match(taken.stderr, /^blockwire: BW_VOLUME_NAME_TAKEN: /);
-  const detached = await blockwire(rest, 'volume', 'detach', 'by-cli');
-  assert.deepEqual([detached.code, detached.stderr.split(':')[1]], [1, ' BW_ATTACHMENT_NOT_FOUND']);
+    const list = await blockwire(rest, 'volume', 'list');
+    assert.match(list.stdout, /^by-cli +vol-[0-9a-f]{12} +64 MiB +available +node-[12], node-[12]$/m);
+    assert.match((await blockwire(rest, 'node', 'list')).stdout, /^node-1 +online +127\.0\.0\.1:/m);
+    const taken = await blockwire(rest, 'volume', 'create', 'by-cli', '--size', '1MiB');
+    assert.equal(taken.code, 1);
+    assert.match(taken.stderr, /^blockwire: BW_VOLUME_NAME_TAKEN: /);
+    const detached = await blockwire(rest, 'volume', 'detach', 'by-cli');
+    assert.deepEqual([detached.code, detached.stderr.split(':')[1]], [1, ' BW_ATTACHMENT_NOT_FOUND']);
 
-  assert.equal((await blockwire(rest, 'volume', 'delete', 'by-rest')).code, 0);
-  assert.match((await blockwire(rest, 'volume', 'show', 'by-rest')).stderr, /BW_VOLUME_NOT_FOUND/);
+    assert.equal((await blockwire(rest, 'volume', 'delete', 'by-rest')).code, 0);
+    assert.match((await blockwire(rest, 'volume', 'show', 'by-rest')).stderr, /BW_VOLUME_NOT_FOUND/);
 
-  assert.equal(await end(up, 'SIGTERM'), 0, up.stderr());
-  assert.equal(up.lines.length, 1);
-  assert.deepEqual(await processesOf(dir), []);
-  assert.equal((await blockwire(rest, 'volume', 'list')).code, 3);
+    assert.equal(await end(up, 'SIGTERM'), 0, up.stderr());
+    assert.equal(up.lines.length, 1);
+    assert.deepEqual(await processesOf(dir), []);
+    assert.equal((await blockwire(rest, 'volume', 'list')).code, 3);
 
-  const again = await startUp(restPort);
-  assert.deepEqual(
-    again.ready.nodes.map(({ id, nbd }) => [id, nbd]),
-    nodes.map(({ id, nbd }) => [id, nbd]),
-  );
-  const kept = await blockwire(rest, 'volume', 'show', 'by-cli', '--json');
-  assert.deepEqual((JSON.parse(kept.stdout) as VolumeBody).replicas, volume.replicas);
-  assert.equal(await nbdSize(volume.replicas[0]!.uri), volume.sizeBytes);
-  assert.equal(await end(again, 'SIGINT'), 0, again.stderr());
-});
+    const again = await startUp(restPort);
+    assert.deepEqual(
+      again.ready.nodes.map(({ id, nbd }) => [id, nbd]),
+      nodes.map(({ id, nbd }) => [id, nbd]),
+    );
+    const kept = await blockwire(rest, 'volume', 'show', 'by-cli', '--json');
+    assert.deepEqual((JSON.parse(kept.stdout) as VolumeBody).replicas, volume.replicas);
+    assert.equal(await nbdSize(volume.replicas[0]!.uri), volume.sizeBytes);
+    assert.equal(await end(again, 'SIGINT'), 0, again.stderr());
+  },
+);
 
-test('a node’s death is reported and survived; a second up in the directory is refused', async () => {
+test('a node’s death is reported and survived; a second up in the directory is refused', bound, async () => {
   const up = await startUp(0);
   const { rest, nodes } = up.ready;
   process.kill(nodes[0]!.pid, 'SIGKILL');
@@ -194,7 +201,7 @@ test('a node’s death is reported and survived; a second up in the directory is
   assert.equal(await end(up, 'SIGTERM'), 0);
 });
 
-test('an up that was killed outright does not stand in the way of the next one', async () => {
+test('an up that was killed outright does not stand in the way of the next one', bound, async () => {
   const up = await startUp(0);
   const pids = up.ready.nodes.map(({ pid }) => pid);
   const run = JSON.parse(readFileSync(join(dir, 'run.json'), 'utf8')) as { up: { pid: number } };

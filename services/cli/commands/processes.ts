@@ -24,9 +24,8 @@ const PROCESS_OPTIONS: Readonly<Record<Role, string>> = {
   --json                   one JSON line on stdout when ready`,
   agent: `  --id ID               name of the agent
   --control HOST:PORT   the control plane's gRPC address
-  --data-dir DIR        what it must remember over a restart
   --datapath MODE       auto, fused or copy
-  --metrics-port PORT   /metrics and /healthz (default 7421)
+  --metrics-host ADDRESS, --metrics-port PORT   /metrics and /healthz (default 127.0.0.1, 7421)
   --json                one JSON line on stdout when ready`,
 };
 

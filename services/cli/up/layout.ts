@@ -2,7 +2,7 @@
  * What a cluster directory remembers: `cluster.json` keeps ids and ports, so that the next `up` finds its nodes
  * where the volumes say they are; `run.json` exists while an `up` runs there and names its processes.
  *
- *   DIR/cluster.json  DIR/run.json  DIR/control/  DIR/node-1/ …  DIR/agent/  DIR/log/NAME.log
+ *   DIR/cluster.json  DIR/run.json  DIR/control/  DIR/node-1/ …  DIR/log/NAME.log
  */
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

@@ -114,9 +114,8 @@ export function makePlan(options: UpOptions, layout: Layout): Plan {
         ? null
         : {
             ...planned('agent', layout.agent.id, [
-              ...common('agent'),
-              ...['--id', layout.agent.id, '--control', grpc],
-              ...['--metrics-port', String(layout.agent.metricsPort)],
+              ...['--id', layout.agent.id, '--control', grpc, '--json'],
+              ...['--metrics-host', host, '--metrics-port', String(layout.agent.metricsPort)],
             ]),
             metrics: url(layout.agent.metricsPort),
           },
