@@ -13,7 +13,7 @@ async function serve(t: TestContext, handlers: Partial<NodesHandlers>) {
     Register: (_call, callback) => callback(refuse),
     Heartbeat: (_call, callback) => callback(refuse),
     Complete: (_call, callback) => callback(refuse),
-    Watch: (call) => call.destroy(refuse),
+    Watch: (call) => void call.emit('error', refuse),
     ...handlers,
   } as NodesHandlers);
   const port = await new Promise<number>((resolve, reject) =>

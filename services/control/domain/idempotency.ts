@@ -5,10 +5,12 @@
 import { createHash } from 'node:crypto';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
-import { type Context, timestamp } from './context.ts';
+import type { Context } from './context.ts';
 import { idempotency } from './records.ts';
 
 const KEEP_MS = 24 * 3600 * 1000;
+
+export type IdempotencyContext = Pick<Context, 'store' | 'now' | 'newId'>;
 
 export interface IdempotentRequest<Body> {
   /** The client's Idempotency-Key. */
@@ -35,12 +37,12 @@ export interface OnceResult<Body> {
 }
 
 export class Idempotency {
-  readonly #context: Context;
+  readonly #context: IdempotencyContext;
   /** This process, in the records of the requests it runs. */
   readonly #owner: string;
   readonly #running = new Map<string, Promise<unknown>>();
 
-  constructor(context: Context) {
+  constructor(context: IdempotencyContext) {
     this.#context = context;
     this.#owner = context.newId('control');
   }
@@ -120,7 +122,7 @@ export class Idempotency {
         resourceId,
         owner: this.#owner,
         answer: null,
-        createdAt: timestamp(this.#context),
+        createdAt: new Date(this.#context.now()).toISOString(),
       };
       return {
         changes: [idempotency.replace(keyDigest, found?.version ?? 0, record)],

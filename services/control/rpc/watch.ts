@@ -27,6 +27,7 @@ export function openWatch<Request, Message, Action, Result>(options: {
     // Headers tell the member that it is online, before there is any command.
     call.sendMetadata(new Metadata());
   } catch (thrown) {
-    call.destroy(toServiceError(toBlockwireError(thrown)));
+    // grpc-js sends the status of an emitted error; a destroyed stream would leave the member waiting.
+    call.emit('error', toServiceError(toBlockwireError(thrown)));
   }
 }

@@ -56,7 +56,7 @@ abstract class FakeMember<Message> {
   async disconnect(): Promise<void> {
     const stream = this.#stream;
     this.#stream = null;
-    if (stream === null) return;
+    if (stream === null || stream.closed) return;
     const closed = new Promise((resolve) => stream.once('close', resolve));
     stream.cancel();
     await closed;
