@@ -3,7 +3,7 @@ import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import { type Context, timestamp } from './context.ts';
 import { placeReplicas } from './placement.ts';
-import { claims, names, type VolumeRecord, volumes } from './records.ts';
+import { claims, names, nodes, type VolumeRecord, volumes } from './records.ts';
 import { freeBytesByNode } from './registry.ts';
 import { doomReplicas, type TombstoneCollector } from './tombstones.ts';
 import { assertReady, inUse, newVolume } from './volume-state.ts';
@@ -46,6 +46,7 @@ export class Volumes {
    * left but tombstones. Throws BW_VOLUME_NAME_TAKEN, the errors of placement, or the failing node's error.
    */
   async create(request: CreateVolumeRequest): Promise<VolumeRecord> {
+    await this.#waitForNodes(request.replicaCount);
     const volume = await this.#reserve(request);
     const { events } = this.#context;
     events.publish({ type: 'volume.created', volumeId: volume.id });
@@ -78,6 +79,14 @@ export class Volumes {
     const removed = await this.#remove(id, () => {});
     // Not awaited: the node that failed the creation would hold up the answer once more.
     if (removed !== null) void this.#collect(removed);
+  }
+
+  /** When too few nodes are online, waits a little for known ones that may be reconnecting. */
+  async #waitForNodes(replicaCount: number): Promise<void> {
+    const { store, nodeFleet } = this.#context;
+    if (nodeFleet.onlineIds().length >= replicaCount) return;
+    const known = await nodes.list(store);
+    await Promise.all(known.map(({ value }) => nodeFleet.waitOnline(value.id)));
   }
 
   /** Places the volume and claims its name and space, in one commit. */

@@ -263,6 +263,14 @@ test('an attachment survives a restart while its agent serves the device, and is
   assert.equal((await volumeOf(cluster, volume.id)).state, 'available');
 });
 
+test('right after a restart a create waits for nodes that are on their way back', async (t) => {
+  const { cluster } = await setUp(t, { timing: { reconnectGraceMs: 20_000 } });
+  await cluster.restart();
+  const creating = createVolume(cluster, { name: 'other' });
+  await cluster.reconnectAll();
+  assert.equal((await creating).status, 201);
+});
+
 test('right after a restart an attach waits for nodes that are on their way back', async (t) => {
   const { cluster, volume } = await setUp(t, { timing: { reconnectGraceMs: 20_000 } });
   await cluster.restart();
