@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
 import { CommandError, ExitCode, usageError } from '../errors.ts';
-import { writeAnswer } from '../output.ts';
+import { type Output, writeAnswer } from '../output.ts';
 import { formatProperties, formatTable } from '../table.ts';
 import { describeExit } from '../up/child.ts';
 import { Cluster } from '../up/cluster.ts';
@@ -34,6 +34,11 @@ interface RawOptions {
   readonly timeout: string;
 }
 
+interface UpSettings {
+  readonly timeoutMs: number;
+  readonly json: boolean;
+}
+
 export function addUpCommand(
   program: Command,
   context: Context,
@@ -61,41 +66,48 @@ export function addUpCommand(
 }
 
 /** Runs the cluster until it is asked to end: exit code 0. When the control plane ends by itself: 1. */
-async function runUp(
-  options: UpOptions,
-  { timeoutMs, json }: { timeoutMs: number; json: boolean },
-  { output, environment }: Context,
-): Promise<ExitCode> {
-  const say = (message: string): void => output.stderr(`blockwire: ${message}\n`);
-  const { dir } = options;
-  const ending = endRequested(environment);
-  await claimDirectory(dir);
+async function runUp(options: UpOptions, settings: UpSettings, context: Context): Promise<ExitCode> {
+  const ending = endRequested(context.environment);
   try {
-    const { cluster, plan } = await withPortLock({ timeoutMs, signal: ending.signal }, async () => {
-      const saved = readLayout(dir);
-      const layout = await chooseLayout(options, saved);
-      const plan = makePlan(options, layout);
-      const onStarted = (children: readonly { name: string; pid: number }[]): void =>
-        markRunning(dir, children);
-      const cluster = new Cluster({ dir, plan, timeoutMs, signal: ending.signal, onStarted, say });
-      await stopOnFailure(cluster, () => cluster.start());
-      writeLayout(dir, mergeLayouts(saved, layout));
-      return { cluster, plan };
-    });
-    writeAnswer(output, json, readyDocument(plan, cluster, dir), () => readyText(plan, dir));
-    const exit = await Promise.race([ending.requested, cluster.controlEnded]);
-    if (exit !== null)
-      say(`the control plane ended (${describeExit(exit)}); stopping the cluster. Logs: ${dir}/log`);
-    await cluster.stop();
-    return exit === null ? ExitCode.OK : ExitCode.FAILED;
+    await claimDirectory(options.dir);
+    try {
+      return await runCluster(options, settings, { output: context.output, ending });
+    } finally {
+      releaseDirectory(options.dir);
+    }
   } catch (error) {
     if (ending.signal.aborted && error instanceof CommandError && error.code === 'BW_SHUTTING_DOWN')
       return ExitCode.OK;
     throw error;
   } finally {
-    releaseDirectory(dir);
     ending.dispose();
   }
+}
+
+async function runCluster(
+  options: UpOptions,
+  { timeoutMs, json }: UpSettings,
+  { output, ending }: { output: Output; ending: EndRequest },
+): Promise<ExitCode> {
+  const say = (message: string): void => output.stderr(`blockwire: ${message}\n`);
+  const { dir } = options;
+  const { cluster, plan } = await withPortLock({ timeoutMs, signal: ending.signal }, async () => {
+    const saved = readLayout(dir);
+    const layout = await chooseLayout(options, saved);
+    const plan = makePlan(options, layout);
+    const onStarted = (children: readonly { name: string; pid: number }[]): void =>
+      markRunning(dir, children);
+    const cluster = new Cluster({ dir, plan, timeoutMs, signal: ending.signal, onStarted, say });
+    await stopOnFailure(cluster, () => cluster.start());
+    writeLayout(dir, mergeLayouts(saved, layout));
+    return { cluster, plan };
+  });
+  writeAnswer(output, json, readyDocument(plan, cluster, dir), () => readyText(plan, dir));
+  const exit = await Promise.race([ending.requested, cluster.controlEnded]);
+  if (exit !== null)
+    say(`the control plane ended (${describeExit(exit)}); stopping the cluster. Logs: ${dir}/log`);
+  await cluster.stop();
+  return exit === null ? ExitCode.OK : ExitCode.FAILED;
 }
 
 async function stopOnFailure(cluster: Cluster, body: () => Promise<void>): Promise<void> {
