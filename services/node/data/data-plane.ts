@@ -1,0 +1,180 @@
+/**
+ * The main thread's side of the data workers: starts them, tells them which volumes there are, passes handed-over
+ * connections on, and stops them. No request ever comes through here.
+ */
+import { native } from '@blockwire/native/native.ts';
+import { RingWorker } from '@blockwire/native/worker-loop.ts';
+import { BlockwireError } from '@blockwire/shared/errors.ts';
+import type { Logger } from '@blockwire/shared/log.ts';
+import { type Listener, listen } from './listen.ts';
+import type { FromWorker, ToWorker, WorkerSettings } from './messages.ts';
+import { createStats } from './stats.ts';
+
+const SLOTS_PER_WORKER = 4096;
+
+export interface DataPlaneOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly workers: number;
+  /** Memory of each worker for requests and connections; a multiple of 1 MiB. */
+  readonly poolBytes: number;
+  readonly connectionsMax: number;
+  readonly log: Logger;
+  /** A worker ended by itself: the process cannot serve any more. */
+  readonly onWorkerLost: (error: Error) => void;
+  readonly onVolumeFailed: (id: string, errno: number) => void;
+}
+
+interface Pending {
+  remaining: number;
+  /** The worker's own answer; `done` carries nothing. */
+  readonly resolve: (message: FromWorker) => void;
+}
+
+export interface ServedVolume {
+  readonly id: string;
+  readonly fd: number;
+  readonly sizeBytes: number;
+  readonly generation: number;
+}
+
+export class DataPlane {
+  readonly #options: DataPlaneOptions;
+  readonly #listener: Listener;
+  readonly #workers: RingWorker[] = [];
+  readonly #pending = new Map<number, Pending>();
+  readonly #ready: Promise<void>[] = [];
+  #requests = 0;
+  #stopping = false;
+  /** The counters of each worker (stats.ts). */
+  readonly stats: readonly Float64Array[];
+  registeredMemory = true;
+
+  private constructor(options: DataPlaneOptions, listener: Listener) {
+    this.#options = options;
+    this.#listener = listener;
+    const stats: Float64Array[] = [];
+    for (let index = 0; index < options.workers; index++) {
+      const shared = createStats();
+      stats.push(new Float64Array(shared));
+      this.#startWorker(index, shared);
+    }
+    this.stats = stats;
+  }
+
+  /** Listens and starts the workers; resolves when all of them accept. */
+  static async start(options: DataPlaneOptions): Promise<DataPlane> {
+    const plane = new DataPlane(options, await listen(options.host, options.port));
+    await Promise.all(plane.#ready);
+    return plane;
+  }
+
+  get port(): number {
+    return this.#listener.port;
+  }
+
+  /** Serves a volume. The descriptor stays the caller's, who closes it after `remove`. */
+  async add(volume: ServedVolume): Promise<void> {
+    const owner = ownerOf(volume.id, this.#workers.length);
+    const opened = await this.#ask([owner], (request) => ({ type: 'open', request, ...volume }));
+    const canPunchHole = opened.type === 'opened' && opened.canPunchHole;
+    const { id, sizeBytes, generation } = volume;
+    const record = { id, sizeBytes, generation, owner, canPunchHole };
+    await this.#askAll((request) => ({ type: 'publish', request, record }));
+  }
+
+  /** Stops serving a volume; resolves when its connections are cut and nothing of theirs is at work. */
+  async remove(id: string): Promise<void> {
+    await this.#askAll((request) => ({ type: 'retire', request, id }));
+  }
+
+  /** Cuts the connections of lower generations; resolves when their last write is over. */
+  async fence(id: string, generation: number): Promise<void> {
+    await this.#askAll((request) => ({ type: 'fence', request, id, generation }));
+  }
+
+  /** Cuts every connection, ends the workers, closes the listening socket. */
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    for (const worker of this.#workers) this.#post(worker, { type: 'stop' });
+    await Promise.all(this.#workers.map((worker) => worker.exited));
+    native.close(this.#listener.fd);
+  }
+
+  #startWorker(index: number, stats: SharedArrayBuffer): void {
+    const { poolBytes, connectionsMax } = this.#options;
+    const settings: WorkerSettings = {
+      index,
+      listenFd: this.#listener.fd,
+      poolBytes,
+      slotCount: SLOTS_PER_WORKER,
+      connectionsMax,
+      stats,
+    };
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#ready.push(promise);
+    const worker = new RingWorker({
+      module: new URL('../worker/worker.ts', import.meta.url),
+      name: `data-${index}`,
+      data: settings,
+      onMessage: (message) => this.#onMessage(message as FromWorker, resolve),
+      onExit: (cause) => {
+        const error = new BlockwireError('BW_INTERNAL', `data worker ${index} ended`, { cause });
+        reject(error);
+        if (!this.#stopping) this.#options.onWorkerLost(error);
+      },
+    });
+    this.#workers.push(worker);
+  }
+
+  #onMessage(message: FromWorker, ready: () => void): void {
+    switch (message.type) {
+      case 'ready':
+        if (!message.registeredMemory) {
+          this.registeredMemory = false;
+          this.#options.log.warn('the kernel refuses to register memory (RLIMIT_MEMLOCK); going without');
+        }
+        ready();
+        break;
+      case 'handover':
+        this.#post(this.#workers[message.to]!, { type: 'adopt', handover: message.handover });
+        break;
+      case 'connectionFailed':
+        this.#options.log.info({ reason: message.reason }, 'a connection failed');
+        break;
+      case 'volumeFailed':
+        this.#options.onVolumeFailed(message.id, message.errno);
+        break;
+      default: {
+        const pending = this.#pending.get(message.request);
+        if (pending === undefined || --pending.remaining > 0) return;
+        this.#pending.delete(message.request);
+        pending.resolve(message);
+      }
+    }
+  }
+
+  #askAll(message: (request: number) => ToWorker): Promise<FromWorker> {
+    return this.#ask([...this.#workers.keys()], message);
+  }
+
+  /** Sends to some workers; resolves with the last of their answers. */
+  #ask(workers: readonly number[], message: (request: number) => ToWorker): Promise<FromWorker> {
+    const request = ++this.#requests;
+    const { promise, resolve } = Promise.withResolvers<FromWorker>();
+    this.#pending.set(request, { remaining: workers.length, resolve });
+    for (const index of workers) this.#post(this.#workers[index]!, message(request));
+    return promise;
+  }
+
+  #post(worker: RingWorker, message: ToWorker): void {
+    worker.post(message);
+  }
+}
+
+/** The worker that a volume belongs to: FNV-1a of its id. */
+export function ownerOf(id: string, workers: number): number {
+  let hash = 0x811c9dc5;
+  for (let i = 0; i < id.length; i++) hash = Math.imul(hash ^ id.charCodeAt(i), 0x01000193);
+  return (hash >>> 0) % workers;
+}

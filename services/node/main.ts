@@ -1,0 +1,107 @@
+/**
+ * The storage node, its parts in the order in which data meets them: store, data plane, volumes, control plane, metrics.
+ * Stopped in reverse.
+ */
+import type { AddressInfo } from 'node:net';
+import { errnoName } from '@blockwire/native/errors.ts';
+import { toBlockwireError } from '@blockwire/shared/errors.ts';
+import { Lifecycle } from '@blockwire/shared/lifecycle.ts';
+import { createLogger, type Logger } from '@blockwire/shared/log.ts';
+import { serveObservability } from '@blockwire/shared/observability.ts';
+import { readVersion } from '@blockwire/shared/version.ts';
+import { type NodeConfig, parseNodeArguments } from './config.ts';
+import { DataPlane } from './data/data-plane.ts';
+import { createNodeMetrics } from './metrics.ts';
+import { Registration } from './registration.ts';
+import { keepNodeId } from './store/node-id.ts';
+import { ReplicaStore } from './store/replica-store.ts';
+import { Volumes } from './volumes.ts';
+
+async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promise<void> {
+  const store = new ReplicaStore({
+    directory: config.dataDir,
+    capacityBytes: config.capacityBytes,
+    log,
+  });
+  lifecycle.onStop('store', () => store.close());
+  keepNodeId(config.dataDir, config.id);
+
+  const plane = await DataPlane.start({
+    ...config,
+    port: config.nbdPort,
+    log,
+    onWorkerLost: (error) => {
+      // Nothing of what it had acknowledged is lost; whoever supervises this process starts it again.
+      log.fatal({ err: error }, 'a data worker ended');
+      process.exit(1);
+    },
+    onVolumeFailed: (id, errno) => {
+      log.error({ volume: id, errno: errnoName(errno) }, 'the data file of a replica fails');
+      volumes.noteFailure(id, errno);
+    },
+  });
+  lifecycle.onStop('data plane', () => plane.stop());
+
+  const volumes = new Volumes({ store, server: plane, log });
+  await volumes.serveAll();
+  for (const { name, sizeBytes } of config.exports) {
+    await volumes.create({ volumeId: name, sizeBytes, generation: 0, epoch: 0 });
+  }
+
+  const nbdAddress = config.advertise ?? `${bracketed(config.host)}:${plane.port}`;
+  let registration: Registration | null = null;
+  if (config.control !== null) {
+    const { control, id: nodeId, zone } = config;
+    const version = readVersion();
+    registration = new Registration({ control, nodeId, nbdAddress, zone, version, store, volumes, log });
+    const started = registration;
+    lifecycle.onStop('registration', () => started.stop());
+  }
+
+  const server = await serveObservability({
+    host: config.host,
+    port: config.metricsPort,
+    registry: createNodeMetrics(plane, store),
+    health: () => {
+      const problems = volumes.problems();
+      const control =
+        registration === null ? 'none' : registration.connected ? 'ok' : 'not connected; serving on';
+      return { healthy: Object.keys(problems).length === 0, parts: { nbd: 'ok', control, ...problems } };
+    },
+  });
+  lifecycle.onStop('metrics', () => {
+    server.close();
+    server.closeAllConnections();
+  });
+
+  const metricsPort = (server.address() as AddressInfo).port;
+  const ready = {
+    id: config.id,
+    nbd: nbdAddress,
+    metrics: `http://${bracketed(config.host)}:${metricsPort}`,
+  };
+  log.info({ ...ready, replicas: store.replicas.size, workers: config.workers }, 'ready');
+  if (config.json) process.stdout.write(`${JSON.stringify(ready)}\n`);
+}
+
+function bracketed(host: string): string {
+  return host.includes(':') ? `[${host}]` : host;
+}
+
+async function main(): Promise<void> {
+  const log = createLogger('node');
+  const lifecycle = new Lifecycle(log);
+  lifecycle.exitOnSignals();
+  try {
+    await run(parseNodeArguments(process.argv.slice(2)), log, lifecycle);
+  } catch (thrown) {
+    const error = toBlockwireError(thrown);
+    process.stderr.write(`${error.code}: ${error.message}\n`);
+    if (!(thrown instanceof Error && 'code' in thrown))
+      log.error({ err: thrown }, 'the node could not start');
+    await lifecycle.stop();
+    process.exit(1);
+  }
+}
+
+await main();

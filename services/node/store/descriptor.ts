@@ -1,0 +1,74 @@
+/**
+ * The small file that says what a replica is. Replaced atomically, so that after a crash the old or the new one is
+ * there; anything else is damage and is said so.
+ */
+import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { BlockwireError } from '@blockwire/shared/errors.ts';
+import Type, { type Static } from 'typebox';
+import { Compile } from 'typebox/compile';
+
+export const DESCRIPTOR_FILE = 'descriptor.json';
+export const FORMAT_VERSION = 1;
+
+const Count = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+
+const Descriptor = Type.Object(
+  {
+    /** Format of the whole directory. */
+    version: Type.Literal(FORMAT_VERSION),
+    volumeId: Type.String({ minLength: 1, maxLength: 128 }),
+    /** What clients see; the data file is rounded up to whole blocks of 4096. */
+    sizeBytes: Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }),
+    /** Highest generation and epoch that were installed here. */
+    generation: Count,
+    epoch: Count,
+  },
+  { additionalProperties: false },
+);
+
+export type Descriptor = Static<typeof Descriptor>;
+
+const validator = Compile(Descriptor);
+
+/** Reads and validates. Throws BW_REPLICA_DAMAGED with the reason when it is missing, torn or not of this format. */
+export function readDescriptor(directory: string): Descriptor {
+  const damaged = (reason: string, cause?: unknown): BlockwireError =>
+    new BlockwireError('BW_REPLICA_DAMAGED', `${join(directory, DESCRIPTOR_FILE)}: ${reason}`, { cause });
+  let value: unknown;
+  try {
+    value = JSON.parse(readFileSync(join(directory, DESCRIPTOR_FILE), 'utf8'));
+  } catch (error) {
+    throw damaged(error instanceof SyntaxError ? 'not JSON; torn or overwritten' : String(error), error);
+  }
+  if (!validator.Check(value)) {
+    const [first] = validator.Errors(value);
+    throw damaged(`not a descriptor of version ${FORMAT_VERSION}: ${first?.instancePath} ${first?.message}`);
+  }
+  return value;
+}
+
+/** Replaces the descriptor so that it is durable when this returns. */
+export function writeDescriptor(directory: string, descriptor: Descriptor): void {
+  const path = join(directory, DESCRIPTOR_FILE);
+  const partial = `${path}.new`;
+  const fd = openSync(partial, 'w', 0o600);
+  try {
+    writeSync(fd, `${JSON.stringify(descriptor, null, 2)}\n`);
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+  renameSync(partial, path);
+  syncDirectory(dirname(path));
+}
+
+/** Makes creations and renames in a directory durable. */
+export function syncDirectory(directory: string): void {
+  const fd = openSync(directory, 'r');
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}

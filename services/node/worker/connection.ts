@@ -1,0 +1,88 @@
+/** The state of one client connection. What moves it: receiver.ts (requests), transmitter.ts (replies), server.ts. */
+import { REPLY_SIMPLE, type ReplyMode } from '@blockwire/proto/nbd/reply.ts';
+import type { ServerHandshake } from '@blockwire/proto/nbd/server-handshake.ts';
+import { NO_BLOCK } from './buffer-pool.ts';
+import { NO_SLOT, SlotQueue } from './slots.ts';
+import type { Volume } from './volume.ts';
+
+/**
+ *   HANDSHAKE ──▶ TRANSMISSION ──▶ DRAINING (NBD_CMD_DISC: answer what is open) ──▶ CLOSING ──▶ freed
+ *       └──────────────┴── hang-up, broken frame, cut ─────────────────────────────▶
+ * CLOSING waits until no kernel operation names this connection's memory.
+ */
+export const HANDSHAKE = 0;
+export const TRANSMISSION = 1;
+export const DRAINING = 2;
+export const CLOSING = 3;
+
+export class Connection {
+  readonly index: number;
+  readonly fd: number;
+  /** Monotonic milliseconds, as of the last tick. */
+  readonly acceptedMs: number;
+  phase = HANDSHAKE;
+
+  /** Null once the transmission phase began. */
+  handshake: ServerHandshake | null = null;
+  /** Handshake bytes that did not fit the transmit block yet. */
+  handshakeOutput: Uint8Array | null = null;
+
+  /** The export that was looked up last, and its generation then. */
+  exportId: string | null = null;
+  generation = 0;
+  volume: Volume | null = null;
+  replyMode: ReplyMode = REPLY_SIMPLE;
+  /** Id of the selected `base:allocation` context, or 0. */
+  allocationContextId = 0;
+
+  // Receiving: [rxHead, rxTail) of the block at rxAt is not parsed yet.
+  rxAt = NO_BLOCK;
+  rxOrder = 0;
+  rxSizeBytes = 0;
+  rxHead = 0;
+  rxTail = 0;
+  /** The most that the next receive takes: little while large writes come, so that payload goes where it belongs. */
+  rxLimitBytes = 0;
+  receiving = false;
+  /** The write whose payload is being received straight into its block, and the bytes expected. */
+  payloadSlot = NO_SLOT;
+  payloadBytes = 0;
+  /** Payload of a refused request that is still to come. */
+  drainBytes = 0;
+  /** A write of several parts that is being received: its slot, and where its next part begins. */
+  bulkSlot = NO_SLOT;
+  bulkOffset = 0;
+  bulkRemaining = 0;
+  /** In the queue of those that wait for slots or memory. */
+  waitingForMemory = false;
+
+  // Transmitting: one send in flight at most; what completes meanwhile gathers in `done`.
+  txAt = NO_BLOCK;
+  sending = false;
+  sendStartedMs = 0;
+  sendBytes = 0;
+  readonly done = new SlotQueue();
+  readonly sent = new SlotQueue();
+  /** A read too long for one block: it has the connection for itself, block after block (transmitter.ts). */
+  serialSlot = NO_SLOT;
+  serialStarted = false;
+  serialHeaderSent = false;
+  serialReady = false;
+
+  /** Slots that belong to this connection, and the bytes of their blocks. */
+  inFlight = 0;
+  bufferBytes = 0;
+  /** In the list of connections to be served at the end of the batch. */
+  dirty = false;
+
+  constructor(index: number, fd: number, acceptedMs: number) {
+    this.index = index;
+    this.fd = fd;
+    this.acceptedMs = acceptedMs;
+  }
+
+  /** Whether the kernel may still touch memory of this connection's own blocks. */
+  get busy(): boolean {
+    return this.receiving || this.payloadSlot !== NO_SLOT || this.sending;
+  }
+}

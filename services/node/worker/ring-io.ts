@@ -1,0 +1,160 @@
+/** The kernel behind NodeIo: sockets and files through one io_uring, memory registered as one fixed buffer. */
+import type { Region } from '@blockwire/native/memory.ts';
+import { native } from '@blockwire/native/native.ts';
+import type { CompletionHandler, Ring } from '@blockwire/native/ring.ts';
+import { tuneDataSocket } from '@blockwire/native/sockets.ts';
+import { IoringOp, MSG_NOSIGNAL, MSG_WAITALL, RWF_DSYNC } from '@blockwire/native/uapi/io-uring.ts';
+import {
+  type CompletionSink,
+  type NodeIo,
+  OP_ACCEPT,
+  OP_DISK,
+  OP_RECEIVE,
+  OP_RECEIVE_PAYLOAD,
+  OP_SEND,
+} from './node-io.ts';
+
+const SOCK_CLOEXEC = 0o2000000;
+/** A client that acknowledges nothing, or takes nothing, for five minutes is gone. */
+const UNACKED_MS_MAX = 300_000;
+const SEND_FLAGS = MSG_WAITALL | MSG_NOSIGNAL;
+/** Word of an SQE that holds `buf_index` in its low half. */
+const SQE_BUF_INDEX = 10;
+const BUFFER_INDEX = 0;
+
+export class RingIo implements NodeIo, CompletionHandler {
+  readonly memory: Region;
+  sink: CompletionSink | null = null;
+  readonly #ring: Ring;
+  readonly #handler: number;
+  readonly #address: number;
+  readonly #readOp: number;
+  readonly #writeOp: number;
+
+  /**
+   * Registers the memory with the ring. If the kernel refuses (RLIMIT_MEMLOCK), plain reads and writes are used and
+   * `registered` is false.
+   */
+  constructor(ring: Ring, memory: Region) {
+    this.#ring = ring;
+    this.memory = memory;
+    this.#address = memory.address;
+    this.#handler = ring.addHandler(this);
+    let registered = false;
+    try {
+      ring.registerSparseBuffers(1);
+      ring.registerBuffer(BUFFER_INDEX, memory.address, memory.sizeBytes);
+      registered = true;
+    } catch {
+      // Not a failure: registered buffers only save work.
+    }
+    this.#readOp = registered ? IoringOp.READ_FIXED : IoringOp.READ;
+    this.#writeOp = registered ? IoringOp.WRITE_FIXED : IoringOp.WRITE;
+  }
+
+  get registered(): boolean {
+    return this.#readOp === IoringOp.READ_FIXED;
+  }
+
+  complete(operation: number, data: number, result: number): void {
+    if (operation === OP_ACCEPT && result >= 0) {
+      tuneDataSocket(result, UNACKED_MS_MAX);
+    }
+    this.sink!.complete(operation, data, result);
+  }
+
+  accept(listenFd: number): void {
+    this.#ring.prepare(IoringOp.ACCEPT, 0, 0, listenFd, 0, 0, 0, SOCK_CLOEXEC, this.#handler, OP_ACCEPT, 0);
+  }
+
+  receive(fd: number, at: number, lengthBytes: number, connection: number): void {
+    this.#ring.receive(fd, this.#address + at, lengthBytes, 0, 0, this.#handler, OP_RECEIVE, connection);
+  }
+
+  receivePayload(fd: number, at: number, lengthBytes: number, connection: number): void {
+    const address = this.#address + at;
+    this.#ring.receive(
+      fd,
+      address,
+      lengthBytes,
+      MSG_WAITALL,
+      0,
+      this.#handler,
+      OP_RECEIVE_PAYLOAD,
+      connection,
+    );
+  }
+
+  send(fd: number, at: number, lengthBytes: number, connection: number): void {
+    this.#ring.send(fd, this.#address + at, lengthBytes, SEND_FLAGS, 0, this.#handler, OP_SEND, connection);
+  }
+
+  sendMessage(fd: number, at: number, connection: number): void {
+    const address = this.#address + at;
+    this.#ring.prepare(
+      IoringOp.SENDMSG,
+      0,
+      0,
+      fd,
+      0,
+      address,
+      1,
+      SEND_FLAGS,
+      this.#handler,
+      OP_SEND,
+      connection,
+    );
+  }
+
+  shutdown(fd: number): void {
+    native.shutdown(fd);
+  }
+
+  close(fd: number): void {
+    native.close(fd);
+  }
+
+  read(fd: number, offset: number, at: number, lengthBytes: number, slot: number): void {
+    const ring = this.#ring;
+    const sqe = ring.prepare(
+      this.#readOp,
+      0,
+      0,
+      fd,
+      offset,
+      this.#address + at,
+      lengthBytes,
+      0,
+      this.#handler,
+      OP_DISK,
+      slot,
+    );
+    ring.sqes[sqe + SQE_BUF_INDEX] = BUFFER_INDEX;
+  }
+
+  write(fd: number, offset: number, at: number, lengthBytes: number, durable: boolean, slot: number): void {
+    const ring = this.#ring;
+    const sqe = ring.prepare(
+      this.#writeOp,
+      0,
+      0,
+      fd,
+      offset,
+      this.#address + at,
+      lengthBytes,
+      durable ? RWF_DSYNC : 0,
+      this.#handler,
+      OP_DISK,
+      slot,
+    );
+    ring.sqes[sqe + SQE_BUF_INDEX] = BUFFER_INDEX;
+  }
+
+  dataSync(fd: number, slot: number): void {
+    this.#ring.dataSync(fd, 0, this.#handler, OP_DISK, slot);
+  }
+
+  fallocate(fd: number, mode: number, offset: number, lengthBytes: number, slot: number): void {
+    this.#ring.fallocate(fd, mode, offset, lengthBytes, 0, this.#handler, OP_DISK, slot);
+  }
+}

@@ -1,0 +1,586 @@
+/**
+ * A data worker: its connections, its volumes, and what happens at each completion. Everything here runs on one thread
+ * and one ring.
+ *
+ *   accept ─▶ handshake ─▶ receiver ─▶ engine ─▶ transmitter ─▶ socket
+ *                │            ▲ at the end of each batch, for every connection that something happened to
+ *                └─▶ another worker, when it owns the volume
+ */
+import { NBD_REP_ERR_SHUTDOWN, NBD_REP_ERR_UNKNOWN } from '@blockwire/proto/nbd/constants.ts';
+import {
+  type ExportDescription,
+  type ExportRefusal,
+  ServerHandshake,
+} from '@blockwire/proto/nbd/server-handshake.ts';
+import { describeExport } from '../data/export.ts';
+import type { ExportRecord, FromWorker, Handover, ToWorker, WorkerSettings } from '../data/messages.ts';
+import { Stat } from '../data/stats.ts';
+import { BufferPool, NO_BLOCK, UNIT_BYTES } from './buffer-pool.ts';
+import { CLOSING, Connection, DRAINING, HANDSHAKE, TRANSMISSION } from './connection.ts';
+import { blockEnd, Engine } from './engine.ts';
+import {
+  FALLOC_FL_KEEP_SIZE,
+  FALLOC_FL_PUNCH_HOLE,
+  FALLOC_FL_ZERO_RANGE,
+  type NodeIo,
+  OP_ACCEPT,
+  OP_DISK,
+  OP_RECEIVE,
+  OP_RECEIVE_PAYLOAD,
+  OP_SEND,
+} from './node-io.ts';
+import { Receiver } from './receiver.ts';
+import { NO_SLOT, Slots } from './slots.ts';
+import { Transmitter, TX_ORDER } from './transmitter.ts';
+import { Volume } from './volume.ts';
+
+/** Receive blocks: one that holds the longest option, one for requests. */
+const RX_ORDER_HANDSHAKE = 2;
+const RX_ORDER = 5;
+const HANDSHAKE_MS_MAX = 30_000;
+/** With others waiting for memory, a client that takes no replies for this long loses its connection. */
+const STALL_MS_MAX = 30_000;
+/** Slots from here on are probes of volumes being opened, not requests. */
+const PROBE_BASE = 0x4000_0000;
+const ZERO_RANGE = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
+const PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+
+interface Probe {
+  readonly request: number;
+  readonly volume: Volume;
+  /** First whether ranges can be zeroed, then whether holes can be punched, which also undoes the first. */
+  zeroed: boolean;
+}
+
+/** Connections on their way out that someone waits for. */
+interface Cut {
+  readonly request: number;
+  readonly id: string;
+  readonly connections: Set<Connection>;
+  readonly retire: boolean;
+}
+
+export class NodeServer {
+  /** Monotonic milliseconds, as of the last tick. */
+  nowMs = 0;
+  readonly #settings: WorkerSettings;
+  readonly #io: NodeIo;
+  readonly #post: (message: FromWorker) => void;
+  readonly #onStopped: () => void;
+  readonly #slots: Slots;
+  readonly #pool: BufferPool;
+  readonly #stats: Float64Array;
+  readonly #engine: Engine;
+  readonly #receiver: Receiver;
+  readonly #transmitter: Transmitter;
+  readonly #connections: (Connection | null)[];
+  readonly #freeIndexes: number[] = [];
+  #connectionCount = 0;
+  readonly #dirty: Int32Array;
+  #dirtyCount = 0;
+  readonly #waitingForMemory: Connection[] = [];
+  readonly #exports = new Map<string, ExportRecord>();
+  readonly #volumes = new Map<string, Volume>();
+  readonly #probes = new Map<number, Probe>();
+  #probeCount = 0;
+  #cuts: Cut[] = [];
+  #turn: Connection | null = null;
+  #reported = false;
+  #accepting = false;
+  #stopping = false;
+
+  constructor(parts: {
+    settings: WorkerSettings;
+    io: NodeIo;
+    post: (message: FromWorker) => void;
+    onStopped: () => void;
+  }) {
+    const { settings, io } = parts;
+    this.#settings = settings;
+    this.#io = io;
+    this.#post = parts.post;
+    this.#onStopped = parts.onStopped;
+    this.#slots = new Slots(settings.slotCount);
+    this.#pool = new BufferPool(settings.poolBytes);
+    const stats = new Float64Array(settings.stats);
+    this.#stats = stats;
+    const slots = this.#slots;
+    this.#engine = new Engine({ slots, pool: this.#pool, io, host: this, stats });
+    const engine = this.#engine;
+    this.#receiver = new Receiver({ slots, engine, io, host: this, stats });
+    this.#transmitter = new Transmitter({ slots, engine, io, host: this, stats });
+    this.#connections = new Array<Connection | null>(settings.connectionsMax).fill(null);
+    for (let i = settings.connectionsMax - 1; i >= 0; i--) this.#freeIndexes.push(i);
+    this.#dirty = new Int32Array(settings.connectionsMax);
+    io.sink = this;
+  }
+
+  get connectionCount(): number {
+    return this.#connectionCount;
+  }
+
+  /** Begins to accept. */
+  start(): void {
+    this.#accept();
+  }
+
+  // Completions
+
+  complete(operation: number, data: number, result: number): void {
+    switch (operation) {
+      case OP_DISK:
+        if (data >= PROBE_BASE) this.#probed(data, result);
+        else this.#engine.complete(data, result);
+        break;
+      case OP_RECEIVE:
+        this.#received(this.#connections[data]!, result);
+        break;
+      case OP_RECEIVE_PAYLOAD: {
+        const connection = this.#connections[data]!;
+        this.#receiver.payloadReceived(connection, result);
+        this.#touch(connection);
+        break;
+      }
+      case OP_SEND: {
+        const connection = this.#connections[data]!;
+        this.#transmitter.sent(connection, result);
+        this.#touch(connection);
+        break;
+      }
+      case OP_ACCEPT:
+        this.#accepted(result);
+        break;
+      default:
+    }
+  }
+
+  /** After each batch of completions: parses, sends, closes. */
+  onBatchEnd(): void {
+    this.#serveDirty();
+    while (this.#waitingForMemory.length > 0) {
+      const connection = this.#waitingForMemory.shift()!;
+      connection.waitingForMemory = false;
+      if (connection.phase === CLOSING) continue;
+      this.#turn = connection;
+      this.#receiver.serve(connection);
+      this.#turn = null;
+      if (connection.waitingForMemory) {
+        // Still not enough: it stays the first.
+        this.#waitingForMemory.pop();
+        this.#waitingForMemory.unshift(connection);
+        break;
+      }
+      this.#touch(connection);
+    }
+    this.#serveDirty();
+    this.#stats[Stat.poolFreeBytes] = this.#pool.freeBytes;
+  }
+
+  onTick(nowMs: number): void {
+    this.nowMs = nowMs;
+    this.#reported = false;
+    this.#accept();
+    for (const connection of this.#connections) {
+      if (connection === null || connection.phase === CLOSING) continue;
+      if (connection.phase === HANDSHAKE && nowMs - connection.acceptedMs > HANDSHAKE_MS_MAX) {
+        this.fail(connection, 'the handshake took too long');
+      } else if (
+        connection.sending &&
+        this.#waitingForMemory.length > 0 &&
+        nowMs - connection.sendStartedMs > STALL_MS_MAX
+      ) {
+        this.fail(connection, 'the client does not take its replies while others wait for memory');
+      }
+    }
+  }
+
+  // What engine, receiver and transmitter need of each other
+
+  connectionOf(slot: number): Connection {
+    return this.#connections[this.#slots.connection[slot]!]!;
+  }
+
+  finished(slot: number): void {
+    const connection = this.connectionOf(slot);
+    if (slot === connection.serialSlot) connection.serialReady = true;
+    else if (connection.phase === CLOSING) this.#engine.give(slot);
+    else connection.done.push(this.#slots, slot);
+    this.#touch(connection);
+  }
+
+  roomFreed(connection: Connection): void {
+    this.#touch(connection);
+  }
+
+  volumeFailed(volume: Volume, errno: number): void {
+    if (volume.failure === errno) return;
+    volume.failure = errno;
+    this.#post({ type: 'volumeFailed', id: volume.id, errno });
+  }
+
+  waitForMemory(connection: Connection): void {
+    if (connection.waitingForMemory) return;
+    connection.waitingForMemory = true;
+    this.#waitingForMemory.push(connection);
+    this.#count(Stat.memoryWaits);
+  }
+
+  mustQueue(connection: Connection): boolean {
+    return this.#waitingForMemory.length > 0 && this.#turn !== connection;
+  }
+
+  /** Ends a connection that broke the protocol or broke off. */
+  fail(connection: Connection, reason: string): void {
+    if (connection.phase === CLOSING) return;
+    this.#count(Stat.connectionsFailed);
+    // At most one report a tick: a hostile client must not fill the log.
+    if (!this.#reported) {
+      this.#reported = true;
+      this.#post({ type: 'connectionFailed', reason });
+    }
+    this.#close(connection);
+  }
+
+  // Messages of the main thread
+
+  onMessage(message: ToWorker): void {
+    switch (message.type) {
+      case 'open':
+        this.#open(message);
+        break;
+      case 'publish':
+        this.#exports.set(message.record.id, message.record);
+        this.#post({ type: 'done', request: message.request });
+        break;
+      case 'retire':
+        this.#exports.delete(message.id);
+        this.#cut(message.request, message.id, Number.POSITIVE_INFINITY, true);
+        break;
+      case 'fence': {
+        const record = this.#exports.get(message.id);
+        const { generation } = message;
+        if (record !== undefined) this.#exports.set(message.id, { ...record, generation });
+        const volume = this.#volumes.get(message.id);
+        if (volume !== undefined) volume.generation = generation;
+        this.#cut(message.request, message.id, generation, false);
+        break;
+      }
+      case 'adopt':
+        this.#adopt(message.handover);
+        break;
+      case 'stop':
+        this.#stopping = true;
+        for (const connection of this.#connections) if (connection !== null) this.#close(connection);
+        this.#stopIfDone();
+        break;
+      default:
+    }
+  }
+
+  #open(message: Extract<ToWorker, { type: 'open' }>): void {
+    const volume = new Volume(message, this.#slots);
+    this.#volumes.set(volume.id, volume);
+    const key = PROBE_BASE + this.#probeCount++;
+    this.#probes.set(key, { request: message.request, volume, zeroed: false });
+    this.#io.fallocate(volume.fd, ZERO_RANGE, probeOffset(volume), UNIT_BYTES, key);
+  }
+
+  #probed(key: number, result: number): void {
+    const probe = this.#probes.get(key)!;
+    const { volume } = probe;
+    if (!probe.zeroed) {
+      probe.zeroed = true;
+      volume.canZeroRange = result >= 0;
+      this.#io.fallocate(volume.fd, PUNCH_HOLE, probeOffset(volume), UNIT_BYTES, key);
+      return;
+    }
+    volume.canPunchHole = result >= 0;
+    this.#probes.delete(key);
+    const { canPunchHole, canZeroRange } = volume;
+    this.#post({ type: 'opened', request: probe.request, canPunchHole, canZeroRange });
+  }
+
+  /** Cuts the connections of an export below a generation; answers when nothing of theirs is at work any more. */
+  #cut(request: number, id: string, generation: number, retire: boolean): void {
+    const connections = new Set<Connection>();
+    for (const connection of this.#connections) {
+      if (connection === null || connection.exportId !== id || connection.generation >= generation) continue;
+      connections.add(connection);
+      this.#close(connection);
+    }
+    const cut: Cut = { request, id, connections, retire };
+    if (connections.size > 0) this.#cuts.push(cut);
+    else this.#finishCut(cut);
+  }
+
+  #finishCut(cut: Cut): void {
+    if (cut.retire) this.#volumes.delete(cut.id);
+    this.#post({ type: 'done', request: cut.request });
+  }
+
+  #adopt(handover: Handover): void {
+    const volume = this.#volumes.get(handover.volumeId);
+    if (volume === undefined || handover.generation < volume.generation || this.#stopping) {
+      this.#io.close(handover.fd);
+      return;
+    }
+    const connection = this.#admit(handover.fd);
+    if (connection === null) return;
+    connection.handshake = null;
+    connection.exportId = volume.id;
+    connection.generation = handover.generation;
+    connection.replyMode = handover.replyMode;
+    connection.allocationContextId = handover.allocationContextId;
+    this.#io.memory.bytes.set(handover.leftover, connection.rxAt);
+    connection.rxTail = handover.leftover.length;
+    this.#beginTransmission(connection, volume);
+  }
+
+  // Connections
+
+  #accept(): void {
+    if (this.#accepting || this.#stopping || this.#freeIndexes.length === 0) return;
+    this.#accepting = true;
+    this.#io.accept(this.#settings.listenFd);
+  }
+
+  #accepted(result: number): void {
+    this.#accepting = false;
+    // After an error (no descriptors left) the next tick tries again.
+    if (result < 0) return;
+    if (this.#stopping) {
+      this.#io.close(result);
+      return;
+    }
+    this.#count(Stat.connectionsAccepted);
+    const connection = this.#admit(result);
+    if (connection !== null) {
+      connection.handshake = new ServerHandshake({
+        listExports: () => this.#exports.keys(),
+        extendedHeaders: true,
+      });
+      this.#advanceHandshake(connection);
+    }
+    this.#accept();
+  }
+
+  /** A connection with its blocks, or null: then the descriptor is closed. */
+  #admit(fd: number): Connection | null {
+    const tx = this.#pool.allocate(TX_ORDER);
+    const rx = tx === NO_BLOCK ? NO_BLOCK : this.#pool.allocate(RX_ORDER_HANDSHAKE);
+    const index = rx === NO_BLOCK ? undefined : this.#freeIndexes.pop();
+    if (index === undefined) {
+      if (rx !== NO_BLOCK) this.#pool.free(rx, RX_ORDER_HANDSHAKE);
+      if (tx !== NO_BLOCK) this.#pool.free(tx, TX_ORDER);
+      this.#count(Stat.connectionsRefused);
+      this.#io.close(fd);
+      return null;
+    }
+    const connection = new Connection(index, fd, this.nowMs);
+    connection.txAt = tx;
+    setReceiveBlock(connection, rx, RX_ORDER_HANDSHAKE);
+    this.#connections[index] = connection;
+    this.#stats[Stat.connections] = ++this.#connectionCount;
+    return connection;
+  }
+
+  #received(connection: Connection, result: number): void {
+    connection.receiving = false;
+    if (result > 0) connection.rxTail += result;
+    this.#touch(connection);
+    if (connection.phase === CLOSING) return;
+    if (result > 0) {
+      if (connection.phase === HANDSHAKE) this.#advanceHandshake(connection);
+    } else if (result < 0) {
+      this.fail(connection, 'the connection broke');
+    } else if (connection.rxTail > connection.rxHead || connection.drainBytes > 0) {
+      this.fail(connection, 'the client hung up in the middle of a request');
+    } else {
+      this.#close(connection);
+    }
+  }
+
+  #advanceHandshake(connection: Connection): void {
+    const handshake = connection.handshake!;
+    for (;;) {
+      const { rxAt, rxHead, rxTail } = connection;
+      const consumed = handshake.consume(this.#io.memory.bytes.subarray(rxAt + rxHead, rxAt + rxTail));
+      connection.rxHead += consumed;
+      const wanted = handshake.exportWanted;
+      if (wanted !== null) handshake.answerExport(this.#lookUp(connection, wanted));
+      else if (consumed === 0) break;
+    }
+    connection.handshakeOutput = handshake.takeOutput();
+    this.#pumpHandshake(connection);
+  }
+
+  #lookUp(connection: Connection, name: string): ExportDescription | ExportRefusal {
+    const record = this.#exports.get(name);
+    if (this.#stopping) return { reply: NBD_REP_ERR_SHUTDOWN, message: 'the node is stopping' };
+    if (record === undefined) {
+      return { reply: NBD_REP_ERR_UNKNOWN, message: 'this node has no such export' };
+    }
+    connection.exportId = record.id;
+    connection.generation = record.generation;
+    return describeExport(record);
+  }
+
+  /** Sends the handshake's output piece by piece; when all is sent, does what comes next. */
+  #pumpHandshake(connection: Connection): void {
+    if (connection.sending || connection.phase !== HANDSHAKE) return;
+    const handshake = connection.handshake!;
+    const output = connection.handshakeOutput;
+    if (output !== null && output.length > 0) {
+      const piece = output.subarray(0, UNIT_BYTES << TX_ORDER);
+      connection.handshakeOutput = output.subarray(piece.length);
+      this.#io.memory.bytes.set(piece, connection.txAt);
+      this.#transmitter.sendRaw(connection, piece.length);
+    } else if (handshake.state === 'closed') {
+      this.#close(connection);
+    } else if (handshake.state === 'transmission') {
+      this.#leaveHandshake(connection, handshake);
+    } else if (!connection.receiving) {
+      this.#receiver.receiveMore(connection);
+    }
+  }
+
+  #leaveHandshake(connection: Connection, handshake: ServerHandshake): void {
+    const outcome = handshake.outcome!;
+    const record = this.#exports.get(outcome.exportName);
+    if (record === undefined || record.generation > connection.generation) {
+      this.#close(connection);
+      return;
+    }
+    connection.handshake = null;
+    connection.replyMode = outcome.replyMode;
+    connection.allocationContextId = outcome.metaContexts[0]?.id ?? 0;
+    const volume = this.#volumes.get(record.id);
+    if (volume !== undefined) {
+      this.#beginTransmission(connection, volume);
+      return;
+    }
+    const { rxAt, rxHead, rxTail } = connection;
+    const handover: Handover = {
+      fd: connection.fd,
+      volumeId: record.id,
+      generation: connection.generation,
+      replyMode: connection.replyMode,
+      allocationContextId: connection.allocationContextId,
+      leftover: this.#io.memory.bytes.slice(rxAt + rxHead, rxAt + rxTail),
+    };
+    this.#count(Stat.handovers);
+    connection.phase = CLOSING;
+    this.#release(connection);
+    this.#post({ type: 'handover', to: record.owner, handover });
+  }
+
+  #beginTransmission(connection: Connection, volume: Volume): void {
+    connection.volume = volume;
+    connection.phase = TRANSMISSION;
+    // A small receive block serves too, only in smaller batches.
+    const block = this.#pool.allocate(RX_ORDER);
+    if (block !== NO_BLOCK) {
+      const { rxAt, rxOrder, rxHead, rxTail } = connection;
+      this.#io.memory.bytes.copyWithin(block, rxAt + rxHead, rxAt + rxTail);
+      this.#pool.free(rxAt, rxOrder);
+      setReceiveBlock(connection, block, RX_ORDER);
+      connection.rxTail = rxTail - rxHead;
+      connection.rxHead = 0;
+    }
+    this.#touch(connection);
+  }
+
+  #touch(connection: Connection): void {
+    if (connection.dirty) return;
+    connection.dirty = true;
+    this.#dirty[this.#dirtyCount++] = connection.index;
+  }
+
+  #serveDirty(): void {
+    while (this.#dirtyCount > 0) {
+      const connection = this.#connections[this.#dirty[--this.#dirtyCount]!]!;
+      connection.dirty = false;
+      switch (connection.phase) {
+        case HANDSHAKE:
+          this.#pumpHandshake(connection);
+          break;
+        case TRANSMISSION:
+        case DRAINING:
+          this.#receiver.serve(connection);
+          this.#transmitter.flush(connection);
+          // Asked to disconnect, and everything before that is answered.
+          if (connection.phase === DRAINING && connection.inFlight === 0) this.#close(connection);
+          break;
+        default:
+          this.#freeIfIdle(connection);
+      }
+    }
+  }
+
+  /** Begins the end: nothing more is parsed or sent, what is on the disk runs to its end. */
+  #close(connection: Connection): void {
+    if (connection.phase === CLOSING) return;
+    connection.phase = CLOSING;
+    this.#io.shutdown(connection.fd);
+    this.#engine.dropWaiting(connection);
+    this.#receiver.abandon(connection);
+    for (;;) {
+      const slot = connection.done.shift(this.#slots);
+      if (slot === NO_SLOT) break;
+      this.#engine.give(slot);
+    }
+    this.#touch(connection);
+  }
+
+  #freeIfIdle(connection: Connection): void {
+    if (connection.busy) return;
+    const serial = connection.serialSlot;
+    if (serial !== NO_SLOT && (connection.serialReady || !connection.serialStarted)) {
+      connection.serialSlot = NO_SLOT;
+      this.#engine.give(serial);
+    }
+    if (connection.inFlight > 0) return;
+    this.#io.close(connection.fd);
+    this.#release(connection);
+  }
+
+  /** Gives blocks and index back, and tells whoever waited for this connection's end. */
+  #release(connection: Connection): void {
+    this.#pool.free(connection.rxAt, connection.rxOrder);
+    this.#pool.free(connection.txAt, TX_ORDER);
+    this.#connections[connection.index] = null;
+    this.#freeIndexes.push(connection.index);
+    this.#stats[Stat.connections] = --this.#connectionCount;
+    if (connection.dirty) {
+      connection.dirty = false;
+      const at = this.#dirty.indexOf(connection.index);
+      this.#dirty[at] = this.#dirty[--this.#dirtyCount]!;
+    }
+    for (const cut of this.#cuts) {
+      if (cut.connections.delete(connection) && cut.connections.size === 0) this.#finishCut(cut);
+    }
+    this.#cuts = this.#cuts.filter((cut) => cut.connections.size > 0);
+    this.#accept();
+    this.#stopIfDone();
+  }
+
+  #stopIfDone(): void {
+    if (this.#stopping && this.#connectionCount === 0) this.#onStopped();
+  }
+
+  #count(stat: number): void {
+    this.#stats[stat] = this.#stats[stat]! + 1;
+  }
+}
+
+/** Beyond the end of the file: what is probed there never holds data. */
+function probeOffset(volume: Volume): number {
+  return blockEnd(volume.sizeBytes);
+}
+
+function setReceiveBlock(connection: Connection, at: number, order: number): void {
+  connection.rxAt = at;
+  connection.rxOrder = order;
+  connection.rxSizeBytes = UNIT_BYTES << order;
+  connection.rxLimitBytes = connection.rxSizeBytes;
+}

@@ -1,0 +1,24 @@
+/** Entry of a data worker's thread: memory, ring, server, loop. */
+import { allocateRegion } from '@blockwire/native/memory.ts';
+import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
+import type { FromWorker, ToWorker, WorkerSettings } from '../data/messages.ts';
+import { Stat } from '../data/stats.ts';
+import { RingIo } from './ring-io.ts';
+import { NodeServer } from './server.ts';
+
+const { loop, data } = openWorkerLoop({ entries: 1024 });
+const settings = data as WorkerSettings;
+const io = new RingIo(loop.ring, allocateRegion(settings.poolBytes));
+const stats = new Float64Array(settings.stats);
+const post = (message: FromWorker): void => loop.post(message);
+const server = new NodeServer({ settings, io, post, onStopped: () => loop.stop() });
+server.start();
+post({ type: 'ready', registeredMemory: io.registered });
+loop.run({
+  onMessage: (message) => server.onMessage(message as ToWorker),
+  onBatchEnd: () => {
+    server.onBatchEnd();
+    stats[Stat.enters] = loop.ring.enterCount;
+  },
+  onTick: (nowMs) => server.onTick(nowMs),
+});
