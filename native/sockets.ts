@@ -45,7 +45,9 @@ export function encodeSockaddr(endpoint: Endpoint): { family: number; bytes: Uin
     const view = new DataView(bytes.buffer);
     view.setUint16(0, AF_INET6, true);
     view.setUint16(2, port);
-    ipv6Groups(address).forEach((group, i) => view.setUint16(8 + 2 * i, group));
+    ipv6Groups(address).forEach((group, i) => {
+      view.setUint16(8 + 2 * i, group);
+    });
     return { family: AF_INET6, bytes };
   }
   throw new RangeError(`'${address}' is no IP address`);
