@@ -22,6 +22,8 @@ export class Attachments {
   readonly #options: AttachmentsOptions;
   /** By volume id: a volume is attached once. */
   readonly #devices = new Map<string, BlockDevice>();
+  /** By volume id: the last command that was taken on. */
+  readonly #underWay = new Map<string, Promise<unknown>>();
 
   constructor(options: AttachmentsOptions) {
     this.#options = options;
@@ -32,7 +34,28 @@ export class Attachments {
   }
 
   /** Safe to repeat: an attachment that exists is answered as it is. */
-  async attach(command: AttachVolume): Promise<AttachedDeviceInput> {
+  attach(command: AttachVolume): Promise<AttachedDeviceInput> {
+    return this.#inOrder(command.membership?.volumeId ?? '', () => this.#attach(command));
+  }
+
+  /** Safe to repeat: an attachment that is not here is no error. */
+  detach(command: DetachVolume): Promise<void> {
+    return this.#inOrder(command.volumeId, () => this.#detach(command));
+  }
+
+  /** Commands about one volume run one after the other; those about different volumes do not wait for each other. */
+  #inOrder<T>(volumeId: string, step: () => Promise<T>): Promise<T> {
+    const before = this.#underWay.get(volumeId) ?? Promise.resolve();
+    const outcome = before.then(step, step);
+    this.#underWay.set(volumeId, outcome);
+    const forget = (): void => {
+      if (this.#underWay.get(volumeId) === outcome) this.#underWay.delete(volumeId);
+    };
+    outcome.then(forget, forget);
+    return outcome;
+  }
+
+  async #attach(command: AttachVolume): Promise<AttachedDeviceInput> {
     const membership: Membership | null = command.membership;
     if (membership === null)
       throw new BlockwireError('BW_INVALID_ARGUMENT', 'an attach without a membership');
@@ -63,10 +86,10 @@ export class Attachments {
     return describeDevice(device);
   }
 
-  /** Safe to repeat: a volume that is not attached is no error. */
-  async detach(command: DetachVolume): Promise<void> {
+  async #detach(command: DetachVolume): Promise<void> {
     const device = this.#devices.get(command.volumeId);
-    if (device === undefined) return;
+    // A late detach of an attachment that is gone must not take a newer one of the same volume.
+    if (device?.attachmentId !== command.attachmentId) return;
     const { path } = device;
     await device.detach(command.force);
     this.#devices.delete(command.volumeId);

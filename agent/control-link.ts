@@ -11,7 +11,7 @@ import { type Attachments, describeDevice } from './attachments.ts';
 
 const CALL_MS_MAX = 5_000;
 /** A verdict waits until the survivors have persisted the new epoch. */
-const VERDICT_MS_MAX = 15_000;
+const VERDICT_MS_MAX = 40_000;
 
 export interface ControlLinkOptions {
   readonly log: Logger;

@@ -22,7 +22,7 @@ export interface ControlSessionOptions<Command> {
   readonly register: () => Promise<number>;
   readonly heartbeat: () => Promise<void>;
   readonly watch: () => CommandStream<Command>;
-  /** Commands run one after the other, in the order of their arrival; this must not reject. */
+  /** Begins a command; called in the order of arrival, without waiting for the last one to end. Must not reject. */
   readonly onCommand: (command: Command) => Promise<void>;
 }
 
@@ -32,7 +32,7 @@ export class ControlSession<Command> {
   readonly #registered = Promise.withResolvers<void>();
   #running: Promise<void> = Promise.resolve();
   #connected = false;
-  #commands: Promise<void> = Promise.resolve();
+  readonly #commands = new Set<Promise<void>>();
 
   constructor(options: ControlSessionOptions<Command>) {
     this.#options = options;
@@ -49,12 +49,12 @@ export class ControlSession<Command> {
     return this.#registered.promise;
   }
 
-  /** Ends the session; a command under way is awaited. */
+  /** Ends the session; commands under way are awaited. */
   async stop(): Promise<void> {
     this.#stop.abort();
     this.#registered.resolve();
     await this.#running;
-    await this.#commands;
+    await Promise.all(this.#commands);
   }
 
   async #run(): Promise<void> {
@@ -86,7 +86,9 @@ export class ControlSession<Command> {
     const stream = this.#options.watch();
     const ended = new Promise<void>((resolve, reject) => {
       stream.on('data', (command) => {
-        this.#commands = this.#commands.then(() => this.#options.onCommand(command));
+        const running = this.#options.onCommand(command);
+        this.#commands.add(running);
+        void running.finally(() => this.#commands.delete(running));
       });
       stream.on('error', reject);
       stream.on('end', resolve);

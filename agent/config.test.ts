@@ -1,0 +1,25 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { parseConfig } from './config.ts';
+
+test('defaults', () => {
+  const config = parseConfig([]);
+  assert.equal(config.control, '127.0.0.1:7401');
+  assert.equal(config.metricsPort, 7421);
+  assert.equal(config.datapath, 'auto');
+});
+
+test('bad options are refused with their name', () => {
+  const bad: [string[], RegExp][] = [
+    [['--control', 'nowhere'], /--control/],
+    [['--queue-depth', '0'], /--queue-depth/],
+    [['--queue-depth', '5000'], /--queue-depth/],
+    [['--io-size', '5000'], /--io-size/],
+    [['--metrics-port', '-1'], /metrics-port/],
+    [['--frobnicate'], /frobnicate/],
+    [['stray'], /stray/],
+  ];
+  for (const [argv, message] of bad) {
+    assert.throws(() => parseConfig(argv), { code: 'BW_INVALID_ARGUMENT', message });
+  }
+});
