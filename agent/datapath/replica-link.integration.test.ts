@@ -1,0 +1,298 @@
+/** Links against a real NBD server (nbdkit) and against servers that break the protocol, on loopback, without ublk. */
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createServer, type Server, type Socket } from 'node:net';
+import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { allocateRegion } from '@blockwire/native/memory.ts';
+import { native } from '@blockwire/native/native.ts';
+import { Ring } from '@blockwire/native/ring.ts';
+import { listenTcp } from '@blockwire/native/sockets.ts';
+import { Mirror, type MirrorHost } from './mirror.ts';
+import { NbdReplicaLink } from './replica-link.ts';
+import { Operation, RequestTable } from './request.ts';
+
+const DEPTH = 32;
+const STRIDE = 64 * 1024;
+const SIZE = 16 * 1024 * 1024;
+
+/** A ring, a mirror and its links, pumped by the test. */
+class Bench implements MirrorHost {
+  readonly ring = new Ring({ entries: 256 });
+  readonly requests = new RequestTable(DEPTH);
+  readonly memory = allocateRegion(DEPTH * STRIDE);
+  readonly results = new Map<number, number>();
+  readonly changes: { up: boolean; reason: string }[] = [];
+  readonly lost: string[] = [];
+  readonly links: NbdReplicaLink[];
+  readonly mirror: Mirror;
+
+  constructor(ports: readonly number[], timeoutMs = 2000) {
+    this.links = ports.map(
+      (port, replica) =>
+        new NbdReplicaLink({
+          ring: this.ring,
+          requests: this.requests,
+          payload: { registered: false, address: this.memory.address, strideBytes: STRIDE },
+          replica,
+          endpoint: { address: '127.0.0.1', port },
+          exportName: '',
+          sizeBytes: SIZE,
+          timeoutMs,
+          onChange: (_replica, up, reason) => this.changes.push({ up, reason }),
+        }),
+    );
+    const inSync = (1 << ports.length) - 1;
+    this.mirror = new Mirror({ requests: this.requests, links: this.links, host: this, inSync });
+    for (const link of this.links) link.start(this.mirror, performance.now());
+  }
+
+  complete(tag: number, result: number): void {
+    assert.ok(!this.results.has(tag), `tag ${tag} completed twice`);
+    this.results.set(tag, result);
+  }
+
+  reportLost(_replica: number, reason: string): void {
+    this.lost.push(reason);
+  }
+
+  buffer(tag: number): Uint8Array {
+    return this.memory.bytes.subarray(tag * STRIDE, (tag + 1) * STRIDE);
+  }
+
+  start(tag: number, operation: number, offset: number, length: number): void {
+    this.requests.operation[tag] = operation;
+    this.requests.flags[tag] = 0;
+    this.requests.offsetBytes[tag] = offset;
+    this.requests.lengthBytes[tag] = length;
+    this.mirror.start(tag);
+  }
+
+  /** Runs the loop, letting the test's own servers breathe, until `done`. */
+  async pump(done: () => boolean, what: string): Promise<void> {
+    const deadlineMs = performance.now() + 20_000;
+    while (!done()) {
+      assert.ok(performance.now() < deadlineMs, `timed out: ${what}`);
+      for (const link of this.links) {
+        link.tick(performance.now());
+        link.flush();
+      }
+      this.ring.enter(1, 5);
+      this.ring.dispatch();
+      await sleep(0);
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const link of this.links) link.close();
+    await this.pump(() => this.links.every((link) => link.idle), 'links end');
+    this.ring.close();
+    this.memory.release();
+  }
+}
+
+const servers: ChildProcess[] = [];
+
+async function startNbdkit(): Promise<{ port: number; process: ChildProcess }> {
+  // A port that was free a moment ago.
+  const { fd, port } = listenTcp({ address: '127.0.0.1', port: 0 }, 1);
+  native.close(fd);
+  const parameters = ['-f', '-i', '127.0.0.1', '-p', String(port), 'memory', String(SIZE)];
+  const child = spawn('nbdkit', parameters, { stdio: 'ignore' });
+  servers.push(child);
+  return { port, process: child };
+}
+
+/** A server that says what `script` says to whoever connects. */
+async function startLiar(script: (socket: Socket) => void): Promise<{ port: number; server: Server }> {
+  const server = createServer((socket) => {
+    socket.on('error', () => {});
+    script(socket);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const address = server.address();
+  assert.ok(typeof address === 'object' && address !== null);
+  return { port: address.port, server };
+}
+
+/** Serves the handshake like nbdkit would: fixed newstyle, GO, then hands the socket on. */
+function handshake(socket: Socket, transmission: (request: Buffer) => void): void {
+  socket.write(Buffer.concat([Buffer.from('NBDMAGICIHAVEOPT'), Buffer.from([0, 3])]));
+  let ready = false;
+  socket.on('data', (bytes: Buffer) => {
+    if (ready) {
+      transmission(bytes);
+      return;
+    }
+    // Client flags (4) and one NBD_OPT_GO, in one or two segments.
+    if (bytes.length <= 4) return;
+    const reply = (type: number, data: Buffer): Buffer => {
+      const header = Buffer.alloc(20);
+      header.writeBigUInt64BE(0x0003_e889_0455_65a9n);
+      header.writeUInt32BE(7, 8);
+      header.writeUInt32BE(type, 12);
+      header.writeUInt32BE(data.length, 16);
+      return Buffer.concat([header, data]);
+    };
+    const info = Buffer.alloc(12);
+    info.writeBigUInt64BE(BigInt(SIZE), 2);
+    info.writeUInt16BE(0b1101, 10); // HAS_FLAGS, SEND_FLUSH, SEND_FUA
+    ready = true;
+    socket.write(Buffer.concat([reply(3, info), reply(1, Buffer.alloc(0))]));
+  });
+}
+
+let primary: { port: number; process: ChildProcess };
+before(async () => {
+  primary = await startNbdkit();
+});
+after(() => {
+  for (const child of servers) child.kill('SIGKILL');
+});
+
+test('what was written is read back, at every size, many at once', async () => {
+  const bench = new Bench([primary.port]);
+  const sizes = [512, 4096, 4608, 65536];
+  for (let tag = 0; tag < DEPTH; tag++) {
+    const size = sizes[tag % sizes.length]!;
+    bench.buffer(tag).fill(tag + 1, 0, size);
+    bench.start(tag, Operation.WRITE, tag * STRIDE, size);
+  }
+  await bench.pump(() => bench.results.size === DEPTH, 'writes');
+  for (let tag = 0; tag < DEPTH; tag++) assert.equal(bench.results.get(tag), sizes[tag % sizes.length]);
+  bench.results.clear();
+  bench.memory.bytes.fill(0);
+  for (let tag = 0; tag < DEPTH; tag++) {
+    bench.start(tag, Operation.READ, tag * STRIDE, sizes[tag % sizes.length]!);
+  }
+  await bench.pump(() => bench.results.size === DEPTH, 'reads');
+  for (let tag = 0; tag < DEPTH; tag++) {
+    const size = sizes[tag % sizes.length]!;
+    assert.ok(
+      bench
+        .buffer(tag)
+        .subarray(0, size)
+        .every((byte) => byte === tag + 1),
+      `tag ${tag}`,
+    );
+    assert.equal(bench.buffer(tag)[size] ?? 0, 0, 'nothing beyond the request is touched');
+  }
+  await bench.close();
+});
+
+test('flush, trim and write zeroes; an error of the server is the request’s error', async () => {
+  const bench = new Bench([primary.port]);
+  bench.buffer(0).fill(0xee, 0, 4096);
+  bench.start(0, Operation.WRITE, 0, 4096);
+  await bench.pump(() => bench.results.has(0), 'write');
+  bench.start(1, Operation.FLUSH, 0, 0);
+  bench.start(2, Operation.TRIM, STRIDE, STRIDE);
+  bench.start(3, Operation.WRITE_ZEROES, 0, 4096);
+  bench.start(4, Operation.READ, SIZE, 4096);
+  await bench.pump(() => bench.results.size === 5, 'others');
+  assert.deepEqual(
+    [1, 2, 3].map((tag) => bench.results.get(tag)),
+    [0, 0, 0],
+  );
+  assert.equal(bench.results.get(4), -5);
+  bench.results.clear();
+  bench.start(0, Operation.READ, 0, 4096);
+  await bench.pump(() => bench.results.has(0), 'read');
+  assert.ok(
+    bench
+      .buffer(0)
+      .subarray(0, 4096)
+      .every((byte) => byte === 0),
+  );
+  await bench.close();
+});
+
+test('a killed server is reported, its reads move on, its writes end with the verdict', async () => {
+  const doomed = await startNbdkit();
+  const bench = new Bench([primary.port, doomed.port]);
+  await bench.pump(() => bench.links.every((link) => link.up), 'both up');
+  doomed.process.kill('SIGKILL');
+  await new Promise((resolve) => doomed.process.once('exit', resolve));
+  for (let tag = 0; tag < 8; tag++) {
+    bench.start(tag, tag % 2 === 0 ? Operation.WRITE : Operation.READ, tag * STRIDE, 4096);
+  }
+  await bench.pump(
+    () => bench.lost.length === 1 && bench.results.size === 4,
+    'reads answered, loss reported',
+  );
+  bench.mirror.membership(0b01);
+  await bench.pump(() => bench.results.size === 8, 'writes after the verdict');
+  for (const result of bench.results.values()) assert.equal(result, 4096);
+  await bench.close();
+});
+
+test('the last replica is waited for and served again when it is back', async () => {
+  const { fd, port } = listenTcp({ address: '127.0.0.1', port: 0 }, 1);
+  native.close(fd);
+  const bench = new Bench([port]);
+  bench.buffer(0).fill(0x77, 0, 4096);
+  bench.start(0, Operation.WRITE, 0, 4096);
+  await bench.pump(() => bench.changes.some(({ up }) => !up), 'refused');
+  assert.match(bench.changes[0]!.reason, /ECONNREFUSED/);
+  assert.deepEqual(bench.lost, []);
+  const child = spawn('nbdkit', ['-f', '-i', '127.0.0.1', '-p', String(port), 'memory', String(SIZE)], {
+    stdio: 'ignore',
+  });
+  servers.push(child);
+  await bench.pump(() => bench.results.size === 1, 'written after the return');
+  assert.equal(bench.results.get(0), 4096);
+  await bench.close();
+});
+
+const lies: [name: string, script: (socket: Socket) => void, reason: RegExp][] = [
+  ['is no NBD server', (socket) => socket.write(Buffer.alloc(64, 0x41)), /no NBD server/],
+  ['hangs up at once', (socket) => socket.destroy(), /closed by the peer|ECONNRESET/],
+  [
+    'answers what was not asked',
+    (socket) =>
+      handshake(socket, () => {
+        const reply = Buffer.alloc(16);
+        reply.writeUInt32BE(0x6744_6698);
+        reply.writeUInt32BE(999, 12);
+        socket.write(reply);
+      }),
+    /reply to nothing/,
+  ],
+  [
+    'replies with a wrong magic',
+    (socket) =>
+      handshake(socket, () => {
+        socket.write(Buffer.alloc(16, 0x13));
+      }),
+    /reply to nothing/,
+  ],
+  [
+    'hangs up in mid-payload',
+    (socket) =>
+      handshake(socket, (request) => {
+        const reply = Buffer.alloc(16 + 100);
+        reply.writeUInt32BE(0x6744_6698);
+        request.copy(reply, 8, 8, 16);
+        socket.end(reply);
+      }),
+    /cut short|closed by the peer|ECONNRESET/,
+  ],
+  ['never answers a request', (socket) => handshake(socket, () => {}), /no answer for/],
+  ['never says a word', () => {}, /no answer for/],
+];
+
+for (const [name, script, reason] of lies) {
+  test(`a server that ${name} breaks its link, not the agent`, async () => {
+    const { port, server } = await startLiar(script);
+    const bench = new Bench([port, primary.port], 300);
+    await bench.pump(() => bench.links[1]!.up, 'the good one is up');
+    await bench.pump(() => bench.links[0]!.up || bench.changes.some(({ up }) => !up), 'the liar is met');
+    // Least loaded first: the liar gets its share of the reads, and they are answered by the good one.
+    for (let tag = 0; tag < 4; tag++) bench.start(tag, Operation.READ, tag * STRIDE, 4096);
+    await bench.pump(() => bench.results.size === 4 && bench.changes.some(({ up }) => !up), 'reads');
+    for (const result of bench.results.values()) assert.equal(result, 4096);
+    assert.match(bench.changes.find(({ up }) => !up)!.reason, reason);
+    await bench.close();
+    server.close();
+  });
+}
