@@ -150,6 +150,11 @@ export class Engine {
     return slot;
   }
 
+  /** Memory for requests that nobody holds. */
+  get freeBytes(): number {
+    return this.#pool.freeBytes;
+  }
+
   /** Gives slot and blocks back. */
   give(slot: number): void {
     const connection = this.#host.connectionOf(slot);

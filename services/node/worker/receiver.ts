@@ -27,9 +27,14 @@ import type { NodeIo } from './node-io.ts';
 import { NO_SLOT, type Slots } from './slots.ts';
 
 /** Requests of one connection between header and reply; more wait in the socket. */
-export const IN_FLIGHT_MAX = 256;
+const IN_FLIGHT_MAX = 256;
 /** Blocks of one connection; one request may exceed it when it is alone. */
-export const BUFFER_BYTES_MAX = 8 * 1024 * 1024;
+const BUFFER_BYTES_MAX = 8 * 1024 * 1024;
+/**
+ * A connection never holds more than an eighth of what is still free, of slots and of memory: however many clients do
+ * not take their replies, something is left for those who do.
+ */
+const SHARE_SHIFT = 3;
 /** Payload that is not there yet is received straight into its block from this size on. */
 const DIRECT_BYTES_MIN = 16 * 1024;
 /** The size of receives between large writes: a header, and little payload to copy. */
@@ -130,7 +135,7 @@ export class Receiver {
       this.receiveMore(connection);
       return false;
     }
-    if (connection.inFlight >= IN_FLIGHT_MAX || connection.serialSlot !== NO_SLOT) return false;
+    if (connection.serialSlot !== NO_SLOT) return false;
     return this.#parse(connection, connection.rxAt + connection.rxHead, extended, headerBytes);
   }
 
@@ -345,7 +350,11 @@ export class Receiver {
 
   /** A slot within the connection's share, or NO_SLOT: the connection will be served again when there is room. */
   #room(connection: Connection, spanBytes: number, withScratch: boolean): number {
-    if (connection.bufferBytes > 0 && connection.bufferBytes + spanBytes > BUFFER_BYTES_MAX) return NO_SLOT;
+    const slotsMax = Math.min(IN_FLIGHT_MAX, this.#slots.freeCount >> SHARE_SHIFT);
+    // One beside the whole that a part belongs to is always allowed.
+    if (connection.inFlight > 1 && connection.inFlight >= slotsMax) return NO_SLOT;
+    const bytesMax = Math.min(BUFFER_BYTES_MAX, this.#engine.freeBytes >> SHARE_SHIFT);
+    if (connection.bufferBytes > 0 && connection.bufferBytes + spanBytes > bytesMax) return NO_SLOT;
     if (!this.#host.mustQueue(connection)) {
       const slot = this.#engine.take(connection, spanBytes, withScratch);
       if (slot !== NO_SLOT) return slot;

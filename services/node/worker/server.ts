@@ -39,7 +39,7 @@ const RX_ORDER_HANDSHAKE = 2;
 const RX_ORDER = 5;
 const HANDSHAKE_MS_MAX = 30_000;
 /** With others waiting for memory, a client that takes no replies for this long loses its connection. */
-const STALL_MS_MAX = 30_000;
+const STALL_MS_MAX = 10_000;
 /** Slots from here on are probes of volumes being opened, not requests. */
 const PROBE_BASE = 0x4000_0000;
 const ZERO_RANGE = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;

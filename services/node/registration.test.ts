@@ -1,0 +1,167 @@
+/** The node against a control plane in this process: register, commands, reconnection. The data plane is a stand-in. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { serviceError } from '@blockwire/proto/control/errors.ts';
+import { addNodesService } from '@blockwire/proto/control/service.ts';
+import type {
+  NodeCommandInput,
+  NodeCommandResult,
+  NodeHeartbeat,
+  NodesHandlers,
+  RegisterNodeRequest,
+} from '@blockwire/proto/control/types.ts';
+import { createLogger } from '@blockwire/shared/log.ts';
+import { Server, ServerCredentials, status } from '@grpc/grpc-js';
+import { Registration } from './registration.ts';
+import { ReplicaStore } from './store/replica-store.ts';
+import { eventually, temporaryDirectory } from './testing/node-process.ts';
+import { type VolumeServer, Volumes } from './volumes.ts';
+
+const MIB = 2 ** 20;
+
+class ControlPlane {
+  readonly registered: RegisterNodeRequest[] = [];
+  readonly beats: NodeHeartbeat[] = [];
+  readonly results: NodeCommandResult[] = [];
+  port = 0;
+  #server: Server | null = null;
+  #watches: { write(command: NodeCommandInput): void }[] = [];
+  refuseHeartbeats = false;
+
+  async start(): Promise<void> {
+    const server = new Server();
+    const handlers: Partial<NodesHandlers> = {
+      Register: (call, callback) => {
+        this.registered.push(call.request);
+        callback(null, { heartbeatIntervalMs: 100 });
+      },
+      Heartbeat: (call, callback) => {
+        this.beats.push(call.request);
+        if (this.refuseHeartbeats) {
+          this.refuseHeartbeats = false;
+          callback(serviceError('BW_NODE_NOT_FOUND', status.NOT_FOUND, 'register first'));
+        } else callback(null, {});
+      },
+      Watch: (call) => {
+        this.#watches.push(call);
+      },
+      Complete: (call, callback) => {
+        this.results.push(call.request);
+        callback(null, {});
+      },
+    };
+    addNodesService(server, handlers as NodesHandlers);
+    this.port = await new Promise<number>((resolve, reject) =>
+      server.bindAsync(`127.0.0.1:${this.port}`, ServerCredentials.createInsecure(), (error, port) =>
+        error ? reject(error) : resolve(port),
+      ),
+    );
+    this.#server = server;
+  }
+
+  stop(): void {
+    this.#server?.forceShutdown();
+    this.#server = null;
+  }
+
+  /** Sends a command to the newest watch; resolves with its error code. */
+  async command(command: NodeCommandInput): Promise<string> {
+    const before = this.results.length;
+    await eventually('a watch', () => this.#watches.length > 0);
+    this.#watches.at(-1)!.write({ commandId: `command-${before}`, ...command });
+    await eventually('an outcome', () => this.results.length > before);
+    const { nodeId, result } = this.results[before]!;
+    assert.equal(nodeId, 'node-1');
+    assert.equal(result?.commandId, `command-${before}`);
+    return result.errorCode;
+  }
+}
+
+test('registers, carries out commands, answers with stable codes, and comes back', async (t) => {
+  const log = createLogger('test');
+  log.level = 'silent';
+  const directory = temporaryDirectory(t);
+  const store = new ReplicaStore({ directory, capacityBytes: 100 * MIB, log });
+  const done: string[] = [];
+  const server: VolumeServer = {
+    add: async ({ id, sizeBytes }) => void done.push(`add ${id} ${sizeBytes}`),
+    remove: async (id) => void done.push(`remove ${id}`),
+    fence: async (id, generation) => void done.push(`fence ${id} ${generation}`),
+  };
+  const volumes = new Volumes({ store, server, log });
+  const control = new ControlPlane();
+  await control.start();
+  const registration = new Registration({
+    control: `127.0.0.1:${control.port}`,
+    nodeId: 'node-1',
+    nbdAddress: '127.0.0.1:1',
+    zone: 'z1',
+    version: '1.2.3',
+    store,
+    volumes,
+    log,
+  });
+  t.after(async () => {
+    await registration.stop();
+    control.stop();
+    store.close();
+  });
+  await registration.registered;
+  assert.equal(registration.connected, true);
+  const [hello] = control.registered;
+  assert.equal(hello?.capacityBytes, 100 * MIB);
+  assert.equal(hello?.zone, 'z1');
+  await eventually('a heartbeat', () => control.beats.length > 0);
+
+  const volumeId = 'vol-1';
+  const create = { createReplica: { volumeId, sizeBytes: 60 * MIB, generation: 1, epoch: 1 } };
+  assert.equal(await control.command(create), '');
+  assert.equal(await control.command(create), '', 'safe to repeat');
+  assert.equal(
+    await control.command({ createReplica: { ...create.createReplica, sizeBytes: MIB } }),
+    'BW_REPLICA_EXISTS',
+  );
+  assert.equal(
+    await control.command({ createReplica: { ...create.createReplica, volumeId: 'vol-2' } }),
+    'BW_NOT_ENOUGH_SPACE',
+  );
+  assert.equal(
+    await control.command({ createReplica: { ...create.createReplica, volumeId: '../etc' } }),
+    'BW_INVALID_ARGUMENT',
+  );
+  assert.equal(await control.command({ installEpoch: { volumeId, generation: 3, epoch: 2 } }), '');
+  assert.equal(store.get(volumeId).descriptor.generation, 3);
+  assert.equal(
+    await control.command({ installEpoch: { volumeId, generation: 2, epoch: 9 } }),
+    'BW_GENERATION_OLD',
+  );
+  assert.equal(
+    await control.command({ installEpoch: { volumeId, generation: 3, epoch: 1 } }),
+    'BW_EPOCH_OLD',
+  );
+  assert.equal(
+    await control.command({ installEpoch: { volumeId: 'vol-9', generation: 1, epoch: 1 } }),
+    'BW_REPLICA_NOT_FOUND',
+  );
+  assert.equal(await control.command({}), 'BW_PROTOCOL');
+  assert.deepEqual(done, [`add vol-1 ${60 * MIB}`, 'fence vol-1 3']);
+
+  // The control plane forgot the node: it registers again, with what it holds.
+  const registrations = control.registered.length;
+  control.refuseHeartbeats = true;
+  await eventually('a new registration', () => control.registered.length > registrations);
+  assert.deepEqual(control.registered.at(-1)?.replicas, [
+    { volumeId, sizeBytes: 60 * MIB, generation: 3, epoch: 2 },
+  ]);
+
+  // The control plane goes away and comes back.
+  control.stop();
+  await eventually('the loss', () => !registration.connected);
+  const before = control.registered.length;
+  await control.start();
+  await eventually('the return', () => control.registered.length > before);
+  assert.equal(await control.command({ deleteReplica: { volumeId } }), '');
+  assert.equal(await control.command({ deleteReplica: { volumeId } }), '', 'safe to repeat');
+  assert.equal(done.at(-1), 'remove vol-1');
+  assert.equal(store.freeBytes(), 100 * MIB);
+});
