@@ -1,0 +1,279 @@
+/** The whole worker on simulated sockets and files: order, memory, faults. Seeds of failing runs are in the message. */
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { ClientHandshake } from '@blockwire/proto/nbd/client-handshake.ts';
+import * as nbd from '@blockwire/proto/nbd/constants.ts';
+import { encodeRequest } from '@blockwire/proto/nbd/request.ts';
+import type { FromWorker } from '../data/messages.ts';
+import { createStats, Stat } from '../data/stats.ts';
+import { SimulatedIo, type SimulatedSocket, seededRandom } from '../testing/simulated-io.ts';
+import { NodeServer } from './server.ts';
+
+const MIB = 2 ** 20;
+const FD = 7;
+const ENOSPC = 28;
+const EIO = 5;
+
+interface Harness {
+  readonly io: SimulatedIo;
+  readonly server: NodeServer;
+  readonly posted: FromWorker[];
+  readonly stats: Float64Array;
+  readonly random: () => number;
+  /** Runs until nothing can complete any more. */
+  settle(): void;
+}
+
+function harness(
+  seed: number,
+  options: { sizeBytes?: number; poolBytes?: number; canZeroRange?: boolean } = {},
+): Harness {
+  const sizeBytes = options.sizeBytes ?? MIB;
+  const poolBytes = options.poolBytes ?? 8 * MIB;
+  const random = seededRandom(seed);
+  const io = new SimulatedIo(poolBytes, random);
+  io.canZeroRange = options.canZeroRange ?? true;
+  io.files.set(FD, Buffer.alloc(Math.ceil(sizeBytes / 4096) * 4096));
+  const posted: FromWorker[] = [];
+  const stats = createStats();
+  const settings = { index: 0, listenFd: 3, poolBytes, slotCount: 512, connectionsMax: 16, stats };
+  const server = new NodeServer({
+    settings,
+    io,
+    post: (message) => posted.push(message),
+    onStopped: () => posted.push({ type: 'done', request: -1 }),
+  });
+  const settle = (): void => {
+    for (let i = 0; i < 1_000_000; i++) {
+      if (random() % 3 === 0) server.onBatchEnd();
+      if (io.step()) continue;
+      server.onBatchEnd();
+      if (!io.step()) return;
+    }
+    assert.fail('it never comes to rest');
+  };
+  server.start();
+  server.onMessage({ type: 'open', request: 1, id: 'vol', fd: FD, sizeBytes, generation: 1 });
+  settle();
+  assert.equal(posted.at(-1)?.type, 'opened');
+  const record = { id: 'vol', sizeBytes, generation: 1, owner: 0, canPunchHole: true };
+  server.onMessage({ type: 'publish', request: 2, record });
+  return { io, server, posted, stats: new Float64Array(stats), random, settle };
+}
+
+function feed(socket: SimulatedSocket, ...pieces: Uint8Array[]): void {
+  socket.inbound = Buffer.concat([socket.inbound, ...pieces]);
+}
+
+function open(h: Harness): SimulatedSocket {
+  const socket = h.io.connect();
+  const handshake = new ClientHandshake({ exportName: 'vol', structuredReplies: false });
+  while (handshake.result === null) {
+    h.settle();
+    socket.outbound = socket.outbound.subarray(handshake.consume(socket.outbound));
+    assert.equal(handshake.failure, null);
+    feed(socket, handshake.takeOutput());
+  }
+  return socket;
+}
+
+function request(type: number, cookie: number, offset: number, length: number, flags = 0): Buffer {
+  const bytes = Buffer.alloc(28);
+  encodeRequest(new DataView(bytes.buffer, bytes.byteOffset), 0, flags, type, 0, cookie, offset, length);
+  return bytes;
+}
+
+/** Simple replies by cookie: error, and data for successful reads of the given lengths. */
+function replies(socket: SimulatedSocket, readLengths: Map<number, number>) {
+  const found = new Map<number, { error: number; data: Buffer }>();
+  let at = 0;
+  while (at < socket.outbound.length) {
+    assert.equal(socket.outbound.readUInt32BE(at), nbd.NBD_SIMPLE_REPLY_MAGIC);
+    const error = socket.outbound.readUInt32BE(at + 4);
+    const cookie = socket.outbound.readUInt32BE(at + 12);
+    const length = error === 0 ? (readLengths.get(cookie) ?? 0) : 0;
+    assert.ok(!found.has(cookie), `two replies to ${cookie}`);
+    found.set(cookie, { error, data: socket.outbound.subarray(at + 16, at + 16 + length) });
+    at += 16 + length;
+  }
+  assert.equal(at, socket.outbound.length);
+  return found;
+}
+
+describe('order and content', () => {
+  test('any mix of overlapping writes, zeroes and trims ends as if done one by one', () => {
+    for (let seed = 1; seed <= 150; seed++) {
+      const sizeBytes = MIB - (seed % 3) * 777;
+      const h = harness(seed, { sizeBytes, canZeroRange: seed % 2 === 0 });
+      if (seed % 5 === 0) h.io.transferMax = 8192;
+      const socket = open(h);
+      const model = Buffer.alloc(sizeBytes);
+      const count = 60;
+      for (let cookie = 1; cookie <= count; cookie++) {
+        const offset = h.random() % (sizeBytes - 1);
+        const most = h.random() % 10 === 0 ? 300_000 : 9000;
+        const length = 1 + (h.random() % Math.min(most, sizeBytes - offset));
+        const fua = h.random() % 4 === 0 ? nbd.NBD_CMD_FLAG_FUA : 0;
+        if (h.random() % 5 === 0) {
+          const noHole = h.random() % 2 === 0 ? nbd.NBD_CMD_FLAG_NO_HOLE : 0;
+          feed(socket, request(nbd.NBD_CMD_WRITE_ZEROES, cookie, offset, length, fua | noHole));
+          model.fill(0, offset, offset + length);
+        } else {
+          const data = Buffer.alloc(length, cookie);
+          feed(socket, request(nbd.NBD_CMD_WRITE, cookie, offset, length, fua), data);
+          data.copy(model, offset);
+        }
+        if (h.random() % 8 === 0) h.io.step();
+      }
+      h.settle();
+      const answered = replies(socket, new Map());
+      assert.equal(answered.size, count, `seed ${seed}`);
+      for (const { error } of answered.values()) assert.equal(error, 0, `seed ${seed}`);
+      assert.ok(model.equals(h.io.files.get(FD)!.subarray(0, sizeBytes)), `seed ${seed}: content differs`);
+
+      socket.outbound = Buffer.alloc(0);
+      const lengths = new Map<number, number>();
+      const expected = new Map<number, Buffer>();
+      for (let cookie = 1; cookie <= 30; cookie++) {
+        const offset = h.random() % (sizeBytes - 1);
+        lengths.set(cookie, 1 + (h.random() % Math.min(50_000, sizeBytes - offset)));
+        feed(socket, request(nbd.NBD_CMD_READ, cookie, offset, lengths.get(cookie)!));
+        expected.set(cookie, model.subarray(offset, offset + lengths.get(cookie)!));
+      }
+      h.settle();
+      const read = replies(socket, lengths);
+      assert.equal(read.size, 30, `seed ${seed}`);
+      for (const [cookie, { data }] of read) assert.ok(data.equals(expected.get(cookie)!), `seed ${seed}`);
+    }
+  });
+
+  test('reads and writes longer than a block: several parts, right content, later requests wait their turn', () => {
+    for (let seed = 1; seed <= 4; seed++) {
+      const h = harness(seed, { sizeBytes: 8 * MIB });
+      const socket = open(h);
+      const data = Buffer.from(Uint8Array.from({ length: 5 * MIB }, (_, i) => (i * 31 + (i >> 12)) & 0xff));
+      feed(socket, request(nbd.NBD_CMD_WRITE, 1, 1000, data.length), data);
+      feed(socket, request(nbd.NBD_CMD_FLUSH, 2, 0, 0));
+      h.settle();
+      feed(socket, request(nbd.NBD_CMD_READ, 3, 1000, data.length));
+      feed(socket, request(nbd.NBD_CMD_READ, 4, 2000, 10));
+      h.settle();
+      const lengths = new Map([
+        [3, data.length],
+        [4, 10],
+      ]);
+      const answered = replies(socket, lengths);
+      assert.ok(answered.get(3)!.data.equals(data), `seed ${seed}`);
+      assert.ok(answered.get(4)!.data.equals(data.subarray(1000, 1010)), `seed ${seed}`);
+      assert.equal(answered.size, 4);
+    }
+  });
+});
+
+describe('faults', () => {
+  test('ENOSPC and EIO reach the client, are told once, and later requests work', () => {
+    const h = harness(1);
+    const socket = open(h);
+    h.io.fault = (operation) => (operation === 'write' ? ENOSPC : operation === 'read' ? EIO : 0);
+    feed(socket, request(nbd.NBD_CMD_WRITE, 1, 0, 4096), Buffer.alloc(4096));
+    feed(socket, request(nbd.NBD_CMD_WRITE, 2, 4096, 4096), Buffer.alloc(4096));
+    // A part of a block: its read fails before anything is written.
+    feed(socket, request(nbd.NBD_CMD_WRITE, 3, 8192, 10), Buffer.alloc(10));
+    feed(socket, request(nbd.NBD_CMD_READ, 4, 0, 512));
+    h.settle();
+    h.io.fault = () => 0;
+    feed(socket, request(nbd.NBD_CMD_WRITE, 5, 0, 4096), Buffer.alloc(4096));
+    h.settle();
+    const answered = replies(socket, new Map([[4, 512]]));
+    assert.deepEqual(
+      [1, 2, 3, 4, 5].map((cookie) => answered.get(cookie)?.error),
+      [nbd.NBD_ENOSPC, nbd.NBD_ENOSPC, nbd.NBD_EIO, nbd.NBD_EIO, 0],
+    );
+    const told = h.posted.filter((message) => message.type === 'volumeFailed');
+    assert.ok(told.length >= 2 && told.length <= 4);
+    assert.equal(h.stats[Stat.ioErrors], 4);
+  });
+
+  test('a write of several parts fails as a whole when one part fails', () => {
+    const h = harness(3, { sizeBytes: 8 * MIB });
+    const socket = open(h);
+    let writes = 0;
+    h.io.fault = (operation) => (operation === 'write' && ++writes === 2 ? ENOSPC : 0);
+    feed(socket, request(nbd.NBD_CMD_WRITE, 1, 0, 4 * MIB), Buffer.alloc(4 * MIB));
+    h.settle();
+    assert.equal(replies(socket, new Map()).get(1)?.error, nbd.NBD_ENOSPC);
+  });
+
+  test('a connection that ends at any moment gives everything back', () => {
+    for (let seed = 1; seed <= 100; seed++) {
+      const h = harness(seed, { sizeBytes: 4 * MIB });
+      const free = h.stats[Stat.poolFreeBytes];
+      const socket = open(h);
+      for (let cookie = 1; cookie <= 20; cookie++) {
+        const length = h.random() % 6 === 0 ? 2 * MIB + 5 : 1 + (h.random() % 40_000);
+        const offset = h.random() % (4 * MIB - length);
+        const type = h.random() % 2;
+        feed(socket, request(type, cookie, offset, length));
+        if (type === nbd.NBD_CMD_WRITE) feed(socket, Buffer.alloc(length));
+      }
+      if (seed % 2 === 0) socket.inbound = socket.inbound.subarray(0, h.random() % socket.inbound.length);
+      if (seed % 3 === 0) socket.stuck = true;
+      for (let i = h.random() % 60; i > 0; i--) {
+        if (h.random() % 2 === 0) h.server.onBatchEnd();
+        h.io.step();
+      }
+      if (seed % 5 === 0) h.server.onMessage({ type: 'retire', request: 9, id: 'vol' });
+      else socket.clientClosed = true;
+      h.settle();
+      assert.equal(h.server.connectionCount, 0, `seed ${seed}`);
+      assert.equal(h.stats[Stat.poolFreeBytes], free, `seed ${seed}: memory is missing`);
+      assert.equal(h.io.sockets.size, 0, `seed ${seed}`);
+      if (seed % 5 === 0) {
+        assert.ok(h.posted.some((message) => message.type === 'done' && message.request === 9));
+      }
+    }
+  });
+
+  test('clients that take no replies leave memory for those who do', () => {
+    const h = harness(5, { sizeBytes: 4 * MIB, poolBytes: 8 * MIB });
+    const stuck = [1, 2, 3, 4].map(() => open(h));
+    for (const socket of stuck) {
+      socket.stuck = true;
+      for (let cookie = 1; cookie <= 100; cookie++) {
+        feed(socket, request(nbd.NBD_CMD_READ, cookie, 0, 128 * 1024));
+      }
+    }
+    h.settle();
+    const socket = open(h);
+    const lengths = new Map<number, number>();
+    for (let cookie = 1; cookie <= 50; cookie++) {
+      lengths.set(cookie, 65536);
+      feed(socket, request(nbd.NBD_CMD_READ, cookie, cookie * 4096, 65536));
+    }
+    h.settle();
+    assert.equal(replies(socket, lengths).size, 50);
+    assert.equal(h.stats[Stat.connections], 5);
+  });
+
+  test('a handshake that never ends is ended', () => {
+    const h = harness(6);
+    h.server.onTick(1000);
+    h.io.connect();
+    h.settle();
+    h.server.onTick(30_000);
+    assert.equal(h.server.connectionCount, 1);
+    h.server.onTick(31_001);
+    h.settle();
+    assert.equal(h.server.connectionCount, 0);
+  });
+
+  test('stop cuts every connection and tells when all are gone', () => {
+    const h = harness(8);
+    open(h);
+    open(h);
+    h.server.onMessage({ type: 'stop' });
+    h.settle();
+    assert.equal(h.server.connectionCount, 0);
+    assert.deepEqual(h.posted.at(-1), { type: 'done', request: -1 });
+  });
+});
