@@ -3,9 +3,12 @@
  *
  *   node test/tools/attach.ts --size BYTES --datapath fused --replica host:port/export [--replica …]
  *
- * Prints the device's path when it is ready; removes it on SIGTERM. A lost replica is out for good.
+ * Prints the device's path when it is ready; removes it on SIGTERM. A lost replica is out for good. Each line on standard
+ * input is answered with the counters as one line of JSON.
  */
+import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
+import { COUNTERS } from '@blockwire/agent/datapath/counters.ts';
 import { chooseDatapath, probeHost } from '@blockwire/agent/datapath/probe.ts';
 import { BlockDevice } from '@blockwire/agent/device.ts';
 import type { Membership } from '@blockwire/proto/control/types.ts';
@@ -53,6 +56,12 @@ const device = await BlockDevice.create({
   },
 });
 process.stdout.write(`${device.path}\n`);
+
+createInterface({ input: process.stdin }).on('line', () => {
+  const values = device.counters;
+  const counters = Object.fromEntries(COUNTERS.map((name, index) => [name, values[index]]));
+  process.stdout.write(`${JSON.stringify({ counters })}\n`);
+});
 
 process.once('SIGTERM', () => {
   device.detach(true).then(

@@ -1,0 +1,128 @@
+/**
+ * `npm run bench -- [SUITE] [options]`: measures Blockwire against others on the same work and prints ratios.
+ */
+import { writeFile } from 'node:fs/promises';
+import { parseArgs } from 'node:util';
+import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
+import { describeEnvironment, loadAverage } from './environment.ts';
+import { Cleanup } from './processes.ts';
+import { renderSummary, summarize } from './report.ts';
+import type { Suite } from './suite.ts';
+import { suiteAgent } from './suite-agent.ts';
+import { suiteFirst } from './suite-first.ts';
+import { suiteNode } from './suite-node.ts';
+
+const SUITES: Readonly<Record<string, Suite>> = { first: suiteFirst, node: suiteNode, agent: suiteAgent };
+
+const USAGE = `usage: npm run bench -- [first|node|agent] [options]
+  first   our device, fused and copy, against the kernel's nbd client, in the VM (default)
+  node    our storage node against other NBD servers, on this host
+  agent   every datapath, one and two mirrors, against the kernel's nbd client, in the VM
+  --quick         few jobs, short runs
+  --rounds N      how often each cell is measured
+  --server NAME   first, agent: node (ours) or nbdkit
+  --only TEXT     only jobs whose name contains TEXT, such as '4k read'
+  --json FILE     also write every round and the medians to FILE`;
+
+async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
+  const { values, positionals } = parseArguments();
+  if (values.help) {
+    process.stdout.write(`${USAGE}\n`);
+    return 0;
+  }
+  const name = positionals[0] ?? 'first';
+  const suite = SUITES[name];
+  if (suite === undefined || positionals.length > 1)
+    throw usageError(`no such suite: ${positionals.join(' ')}`);
+  const rounds = values.rounds === undefined ? null : Number(values.rounds);
+  if (rounds !== null && !(Number.isInteger(rounds) && rounds >= 1)) throw usageError('--rounds: 1 or more');
+
+  const startedAt = new Date().toISOString();
+  const startMs = performance.now();
+  const say = (message: string): void => {
+    const seconds = ((performance.now() - startMs) / 1000).toFixed(0).padStart(4);
+    process.stderr.write(`[${seconds} s] ${message}\n`);
+  };
+  const environment = await describeEnvironment();
+  const { sections, facts } = await suite({
+    quick: values.quick,
+    rounds,
+    server: values.server ?? null,
+    only: values.only ?? null,
+    cleanup,
+    signal,
+    onProgress: say,
+    onSample: ({ job, competitor, round, metrics, failure }, done, total) => {
+      const outcome = metrics === null ? `FAILED: ${failure}` : `${metrics.iops.toFixed(0)} IOPS`;
+      say(`${done}/${total} round ${round + 1}, ${job}, ${competitor}: ${outcome}`);
+    },
+  });
+  const loadAfter = loadAverage();
+  const tables = sections.map((section) => ({
+    ...section,
+    summary: summarize(section.samples, section.layout),
+  }));
+  const command = `npm run bench -- ${process.argv.slice(2).join(' ')}`.trim();
+  const versions = Object.values(environment.programs).join(', ');
+  const lines = [
+    '',
+    `host: ${environment.cpuCount} x ${environment.cpu}, Linux ${environment.kernel}; ${versions}`,
+    ...facts,
+    `load average before ${environment.loadBefore}, after ${loadAfter}`,
+    'ratios: medians of the rounds’ own ratios to the baseline; IOPS: more is better; CPU/IO: less is better',
+    ...tables.flatMap(({ title, summary, layout }) => ['', title, '', renderSummary(summary, layout)]),
+    '',
+    `again: ${command}`,
+  ];
+  process.stdout.write(`${lines.join('\n')}\n`);
+  if (values.json !== undefined) {
+    const document = {
+      suite: name,
+      ...{ command, startedAt, environment, loadAfter, facts },
+      tables: tables.map(({ title, layout, samples, summary }) => ({ title, layout, summary, samples })),
+    };
+    await writeFile(values.json, `${JSON.stringify(document, null, 1)}\n`);
+  }
+  const failed = sections.some(({ samples }) => samples.some(({ metrics }) => metrics === null));
+  return failed || signal.aborted ? 1 : 0;
+}
+
+function parseArguments() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        quick: { type: 'boolean', default: false },
+        rounds: { type: 'string' },
+        server: { type: 'string' },
+        only: { type: 'string' },
+        json: { type: 'string' },
+        help: { type: 'boolean', default: false },
+      },
+    });
+  } catch (error) {
+    throw usageError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+function usageError(message: string): BlockwireError {
+  return new BlockwireError('BW_INVALID_ARGUMENT', `${message}\n${USAGE}`);
+}
+
+const cleanup = new Cleanup();
+const abort = new AbortController();
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.on(signal, () => {
+    abort.abort();
+    void cleanup.run().then(() => process.exit(signal === 'SIGINT' ? 130 : 143));
+  });
+}
+let code = 1;
+try {
+  code = await run(cleanup, abort.signal);
+} catch (error) {
+  const { code: name, message } = toBlockwireError(error);
+  if (!abort.signal.aborted) process.stderr.write(`${name}: ${message}\n`);
+}
+await cleanup.run();
+if (!abort.signal.aborted) process.exit(code);
