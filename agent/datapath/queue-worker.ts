@@ -42,7 +42,8 @@ class Host implements MirrorHost, QueueHost {
   }
 
   reportLost(replica: number, reason: string): void {
-    say({ type: 'lost', replica, reason });
+    // Links that end with the device are no loss: a report would make a healthy replica stale.
+    if (!ending) say({ type: 'lost', replica, reason });
   }
 
   ended(): void {
