@@ -204,6 +204,9 @@ export class Receiver {
     if (type > nbd.NBD_CMD_BLOCK_STATUS) return nbd.NBD_EINVAL;
     if ((flags & ~allowed) !== 0 || hasPayload !== (type === nbd.NBD_CMD_WRITE)) return nbd.NBD_EINVAL;
     if ((flags & nbd.NBD_CMD_FLAG_DF) !== 0 && simple) return nbd.NBD_EINVAL;
+    if ((flags & nbd.NBD_CMD_FLAG_PAYLOAD_LEN) !== 0 && connection.replyMode !== REPLY_EXTENDED) {
+      return nbd.NBD_EINVAL;
+    }
     if (type === nbd.NBD_CMD_FLUSH) return nbd.NBD_OK;
     if (type === nbd.NBD_CMD_BLOCK_STATUS && connection.allocationContextId === 0) return nbd.NBD_EINVAL;
     if (movesData(type) && length > nbd.NBD_PAYLOAD_SIZE_BYTES_MAX) return nbd.NBD_EINVAL;

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { ClientHandshake } from '@blockwire/proto/nbd/client-handshake.ts';
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
-import { encodeRequest } from '@blockwire/proto/nbd/request.ts';
+import { encodeExtendedRequest, encodeRequest } from '@blockwire/proto/nbd/request.ts';
 import type { FromWorker } from '../data/messages.ts';
 import { createStats, Stat } from '../data/stats.ts';
 import { SimulatedIo, type SimulatedSocket, seededRandom } from '../testing/simulated-io.ts';
@@ -167,6 +167,105 @@ describe('order and content', () => {
       assert.ok(answered.get(4)!.data.equals(data.subarray(1000, 1010)), `seed ${seed}`);
       assert.equal(answered.size, 4);
     }
+  });
+});
+
+describe('reply modes', () => {
+  const OPT = '49484156454f5054';
+  const GO = `${OPT}00000007 00000009 00000003 766f6c 0000`;
+  const COOKIE = '00000000000000';
+
+  /** Sends options as hex and skips what the server answers to them. */
+  function negotiate(h: Harness, options: string): SimulatedSocket {
+    const socket = h.io.connect();
+    feed(socket, Buffer.from(`00000003${options}${GO}`.replaceAll(' ', ''), 'hex'));
+    h.settle();
+    socket.outbound = Buffer.alloc(0);
+    return socket;
+  }
+
+  function answers(socket: SimulatedSocket): string {
+    const text = socket.outbound.toString('hex');
+    socket.outbound = Buffer.alloc(0);
+    return text;
+  }
+
+  function expectHex(actual: string, expected: string): void {
+    assert.equal(actual, expected.replaceAll(' ', ''));
+  }
+
+  test('structured: every reply is a chunk, with its data, its error or its extent', () => {
+    const h = harness(11);
+    const query = `${OPT}0000000a 0000001e 00000003 766f6c 00000001 0000000f 626173653a616c6c6f636174696f6e`;
+    const socket = negotiate(h, `${OPT}00000008 00000000 ${query}`);
+    feed(socket, request(nbd.NBD_CMD_WRITE, 1, 100, 4), Buffer.from('wxyz'));
+    h.settle();
+    expectHex(answers(socket), `668e33ef 0001 0000 ${COOKIE}01 00000000`);
+    feed(socket, request(nbd.NBD_CMD_READ, 2, 99, 6, nbd.NBD_CMD_FLAG_DF));
+    h.settle();
+    expectHex(answers(socket), `668e33ef 0001 0001 ${COOKIE}02 0000000e 0000000000000063 00 7778797a 00`);
+    feed(socket, request(nbd.NBD_CMD_READ, 3, MIB, 1));
+    h.settle();
+    expectHex(answers(socket), `668e33ef 0001 8001 ${COOKIE}03 00000006 00000016 0000`);
+    feed(socket, request(nbd.NBD_CMD_BLOCK_STATUS, 4, 0, 65536));
+    h.settle();
+    expectHex(answers(socket), `668e33ef 0001 0005 ${COOKIE}04 0000000c 00000001 00010000 00000000`);
+  });
+
+  test('extended: 32-byte headers both ways, 64-bit lengths, payload only where it belongs', () => {
+    const h = harness(12);
+    const socket = negotiate(h, `${OPT}0000000b 00000000`);
+    const extended = (
+      flags: number,
+      type: number,
+      cookie: number,
+      offset: number,
+      length: number,
+    ): Buffer => {
+      const bytes = Buffer.alloc(32);
+      encodeExtendedRequest(
+        new DataView(bytes.buffer, bytes.byteOffset),
+        0,
+        flags,
+        type,
+        0,
+        cookie,
+        offset,
+        length,
+      );
+      return bytes;
+    };
+    const PAYLOAD = nbd.NBD_CMD_FLAG_PAYLOAD_LEN;
+    const header = (type: string, cookie: string, offset: string, length: string): string =>
+      `6e8a278c 0001 ${type} ${COOKIE}${cookie} ${offset} ${length}`;
+    feed(socket, extended(PAYLOAD, nbd.NBD_CMD_WRITE, 1, 100, 4), Buffer.from('wxyz'));
+    h.settle();
+    expectHex(answers(socket), header('0000', '01', '0000000000000064', '0000000000000000'));
+    feed(socket, extended(0, nbd.NBD_CMD_READ, 2, 100, 4));
+    h.settle();
+    expectHex(
+      answers(socket),
+      `${header('0001', '02', '0000000000000064', '000000000000000c')} 0000000000000064 7778797a`,
+    );
+    // A payload that the command does not have is refused and skipped; the next request is read from the right place.
+    feed(socket, extended(PAYLOAD, nbd.NBD_CMD_TRIM, 3, 0, 5), Buffer.from('extra'));
+    feed(socket, extended(0, nbd.NBD_CMD_WRITE, 4, 0, 4096));
+    feed(socket, extended(0, nbd.NBD_CMD_WRITE_ZEROES, 5, 0, 2 ** 40));
+    feed(socket, extended(0, nbd.NBD_CMD_WRITE_ZEROES, 6, 0, MIB));
+    h.settle();
+    const all = answers(socket);
+    for (const [cookie, error] of [
+      ['03', '00000016'],
+      ['04', '00000016'],
+      ['05', '0000001c'],
+    ] as const) {
+      const refused = `${header('8001', cookie, '0000000000000000', '0000000000000006')} ${error} 0000`;
+      assert.ok(all.includes(refused.replaceAll(' ', '')), cookie);
+    }
+    assert.ok(all.includes(header('0000', '06', '0000000000000000', '0000000000000000').replaceAll(' ', '')));
+    feed(socket, extended(PAYLOAD, nbd.NBD_CMD_WRITE, 7, 0, 2 ** 40));
+    h.settle();
+    assert.equal(h.server.connectionCount, 0, 'more payload than was agreed on ends the connection');
   });
 });
 
