@@ -62,6 +62,7 @@ class ControlPlane {
   stop(): void {
     this.#server?.forceShutdown();
     this.#server = null;
+    this.#watches = [];
   }
 
   /** Sends a command to the newest watch; resolves with its error code. */

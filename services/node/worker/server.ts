@@ -477,6 +477,7 @@ export class NodeServer {
   #beginTransmission(connection: Connection, volume: Volume): void {
     connection.volume = volume;
     connection.phase = TRANSMISSION;
+    this.#transmitter.prepare(connection);
     // A small receive block serves too, only in smaller batches.
     const block = this.#pool.allocate(RX_ORDER);
     if (block !== NO_BLOCK) {

@@ -75,6 +75,17 @@ export class Transmitter {
     this.#address = parts.io.memory.address;
   }
 
+  /** Writes what all messages of the connection have in common; once, when its transmission phase begins. */
+  prepare(connection: Connection): void {
+    // struct msghdr: name, namelen, iov at byte 16, iovlen at 24, control, controllen, flags.
+    const words = this.#words;
+    const message = connection.txAt >> 2;
+    const iovecs = this.#address + connection.txAt + MSGHDR_BYTES;
+    words.fill(0, message, message + MSGHDR_BYTES / 4);
+    words[message + 4] = iovecs >>> 0;
+    words[message + 5] = (iovecs / TWO_POW_32) >>> 0;
+  }
+
   /** Sends what has gathered, unless a send is under way. */
   flush(connection: Connection): void {
     if (connection.sending || connection.phase === CLOSING) return;
@@ -267,14 +278,7 @@ export class Transmitter {
       this.#io.send(connection.fd, this.#firstAt, this.#totalBytes, connection.index);
       return;
     }
-    // struct msghdr: name, namelen, iov at byte 16, iovlen at 24, control, controllen, flags.
-    const words = this.#words;
-    const message = connection.txAt >> 2;
-    words.fill(0, message, message + MSGHDR_BYTES / 4);
-    const iovecs = this.#address + connection.txAt + MSGHDR_BYTES;
-    words[message + 4] = iovecs >>> 0;
-    words[message + 5] = (iovecs / TWO_POW_32) >>> 0;
-    words[message + 6] = this.#iovecCount;
+    this.#words[(connection.txAt >> 2) + 6] = this.#iovecCount;
     this.#io.sendMessage(connection.fd, connection.txAt, connection.index);
   }
 
