@@ -6,33 +6,19 @@
  *                │            ▲ at the end of each batch, for every connection that something happened to
  *                └─▶ another worker, when it owns the volume
  */
-import { NBD_REP_ERR_SHUTDOWN, NBD_REP_ERR_UNKNOWN } from '@blockwire/proto/nbd/constants.ts';
-import {
-  type ExportDescription,
-  type ExportRefusal,
-  ServerHandshake,
-} from '@blockwire/proto/nbd/server-handshake.ts';
-import { describeExport } from '../data/export.ts';
+import type { ServerHandshakeOutcome } from '@blockwire/proto/nbd/server-handshake.ts';
 import type { ExportRecord, FromWorker, Handover, ToWorker, WorkerSettings } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
 import { BufferPool, NO_BLOCK, UNIT_BYTES } from './buffer-pool.ts';
 import { CLOSING, Connection, DRAINING, HANDSHAKE, TRANSMISSION } from './connection.ts';
-import { blockEnd, Engine } from './engine.ts';
-import {
-  FALLOC_FL_KEEP_SIZE,
-  FALLOC_FL_PUNCH_HOLE,
-  FALLOC_FL_ZERO_RANGE,
-  type NodeIo,
-  OP_ACCEPT,
-  OP_DISK,
-  OP_RECEIVE,
-  OP_RECEIVE_PAYLOAD,
-  OP_SEND,
-} from './node-io.ts';
+import { Engine } from './engine.ts';
+import { Greeter } from './greeter.ts';
+import { type NodeIo, OP_ACCEPT, OP_DISK, OP_RECEIVE, OP_RECEIVE_PAYLOAD, OP_SEND } from './node-io.ts';
 import { Receiver } from './receiver.ts';
 import { NO_SLOT, Slots } from './slots.ts';
 import { Transmitter, TX_ORDER } from './transmitter.ts';
-import { Volume } from './volume.ts';
+import type { Volume } from './volume.ts';
+import { PROBE_BASE, VolumeTable } from './volume-table.ts';
 
 /** Receive blocks: one that holds the longest option, one for requests. */
 const RX_ORDER_HANDSHAKE = 2;
@@ -40,17 +26,6 @@ const RX_ORDER = 5;
 const HANDSHAKE_MS_MAX = 30_000;
 /** With others waiting for memory, a client that takes no replies for this long loses its connection. */
 const STALL_MS_MAX = 10_000;
-/** Slots from here on are probes of volumes being opened, not requests. */
-const PROBE_BASE = 0x4000_0000;
-const ZERO_RANGE = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
-const PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-
-interface Probe {
-  readonly request: number;
-  readonly volume: Volume;
-  /** First whether ranges can be zeroed, then whether holes can be punched, which also undoes the first. */
-  zeroed: boolean;
-}
 
 /** Connections on their way out that someone waits for. */
 interface Cut {
@@ -73,6 +48,7 @@ export class NodeServer {
   readonly #engine: Engine;
   readonly #receiver: Receiver;
   readonly #transmitter: Transmitter;
+  readonly #greeter: Greeter;
   readonly #connections: (Connection | null)[];
   readonly #freeIndexes: number[] = [];
   #connectionCount = 0;
@@ -80,9 +56,7 @@ export class NodeServer {
   #dirtyCount = 0;
   readonly #waitingForMemory: Connection[] = [];
   readonly #exports = new Map<string, ExportRecord>();
-  readonly #volumes = new Map<string, Volume>();
-  readonly #probes = new Map<number, Probe>();
-  #probeCount = 0;
+  readonly #volumes: VolumeTable;
   #cuts: Cut[] = [];
   #turn: Connection | null = null;
   #reported = false;
@@ -109,10 +83,22 @@ export class NodeServer {
     const engine = this.#engine;
     this.#receiver = new Receiver({ slots, engine, io, host: this, stats });
     this.#transmitter = new Transmitter({ slots, engine, io, host: this, stats });
+    const { memory } = io;
+    const receiver = this.#receiver;
+    this.#greeter = new Greeter({ memory, receiver, transmitter: this.#transmitter, host: this });
+    this.#volumes = new VolumeTable(io, slots);
     this.#connections = new Array<Connection | null>(settings.connectionsMax).fill(null);
     for (let i = settings.connectionsMax - 1; i >= 0; i--) this.#freeIndexes.push(i);
     this.#dirty = new Int32Array(settings.connectionsMax);
     io.sink = this;
+  }
+
+  get exports(): ReadonlyMap<string, ExportRecord> {
+    return this.#exports;
+  }
+
+  get stopping(): boolean {
+    return this.#stopping;
   }
 
   get connectionCount(): number {
@@ -129,7 +115,7 @@ export class NodeServer {
   complete(operation: number, data: number, result: number): void {
     switch (operation) {
       case OP_DISK:
-        if (data >= PROBE_BASE) this.#probed(data, result);
+        if (data >= PROBE_BASE) this.#volumes.probed(data, result);
         else this.#engine.complete(data, result);
         break;
       case OP_RECEIVE:
@@ -238,7 +224,7 @@ export class NodeServer {
       this.#reported = true;
       this.#post({ type: 'connectionFailed', reason });
     }
-    this.#close(connection);
+    this.close(connection);
   }
 
   // Messages of the main thread
@@ -270,7 +256,7 @@ export class NodeServer {
         break;
       case 'stop':
         this.#stopping = true;
-        for (const connection of this.#connections) if (connection !== null) this.#close(connection);
+        for (const connection of this.#connections) if (connection !== null) this.close(connection);
         this.#stopIfDone();
         break;
       default:
@@ -278,26 +264,10 @@ export class NodeServer {
   }
 
   #open(message: Extract<ToWorker, { type: 'open' }>): void {
-    const volume = new Volume(message, this.#slots);
-    this.#volumes.set(volume.id, volume);
-    const key = PROBE_BASE + this.#probeCount++;
-    this.#probes.set(key, { request: message.request, volume, zeroed: false });
-    this.#io.fallocate(volume.fd, ZERO_RANGE, probeOffset(volume), UNIT_BYTES, key);
-  }
-
-  #probed(key: number, result: number): void {
-    const probe = this.#probes.get(key)!;
-    const { volume } = probe;
-    if (!probe.zeroed) {
-      probe.zeroed = true;
-      volume.canZeroRange = result >= 0;
-      this.#io.fallocate(volume.fd, PUNCH_HOLE, probeOffset(volume), UNIT_BYTES, key);
-      return;
-    }
-    volume.canPunchHole = result >= 0;
-    this.#probes.delete(key);
-    const { canPunchHole, canZeroRange } = volume;
-    this.#post({ type: 'opened', request: probe.request, canPunchHole, canZeroRange });
+    const { request } = message;
+    this.#volumes.open(message, ({ canPunchHole, canZeroRange }) => {
+      this.#post({ type: 'opened', request, canPunchHole, canZeroRange });
+    });
   }
 
   /** Cuts the connections of an export below a generation; answers when nothing of theirs is at work any more. */
@@ -306,7 +276,7 @@ export class NodeServer {
     for (const connection of this.#connections) {
       if (connection === null || connection.exportId !== id || connection.generation >= generation) continue;
       connections.add(connection);
-      this.#close(connection);
+      this.close(connection);
     }
     const cut: Cut = { request, id, connections, retire };
     if (connections.size > 0) this.#cuts.push(cut);
@@ -355,11 +325,7 @@ export class NodeServer {
     this.#count(Stat.connectionsAccepted);
     const connection = this.#admit(result);
     if (connection !== null) {
-      connection.handshake = new ServerHandshake({
-        listExports: () => this.#exports.keys(),
-        extendedHeaders: true,
-      });
-      this.#advanceHandshake(connection);
+      this.#greeter.greet(connection);
     }
     this.#accept();
   }
@@ -390,65 +356,21 @@ export class NodeServer {
     this.#touch(connection);
     if (connection.phase === CLOSING) return;
     if (result > 0) {
-      if (connection.phase === HANDSHAKE) this.#advanceHandshake(connection);
+      if (connection.phase === HANDSHAKE) this.#greeter.advance(connection);
     } else if (result < 0) {
       this.fail(connection, 'the connection broke');
     } else if (connection.rxTail > connection.rxHead || connection.drainBytes > 0) {
       this.fail(connection, 'the client hung up in the middle of a request');
     } else {
-      this.#close(connection);
+      this.close(connection);
     }
   }
 
-  #advanceHandshake(connection: Connection): void {
-    const handshake = connection.handshake!;
-    for (;;) {
-      const { rxAt, rxHead, rxTail } = connection;
-      const consumed = handshake.consume(this.#io.memory.bytes.subarray(rxAt + rxHead, rxAt + rxTail));
-      connection.rxHead += consumed;
-      const wanted = handshake.exportWanted;
-      if (wanted !== null) handshake.answerExport(this.#lookUp(connection, wanted));
-      else if (consumed === 0) break;
-    }
-    connection.handshakeOutput = handshake.takeOutput();
-    this.#pumpHandshake(connection);
-  }
-
-  #lookUp(connection: Connection, name: string): ExportDescription | ExportRefusal {
-    const record = this.#exports.get(name);
-    if (this.#stopping) return { reply: NBD_REP_ERR_SHUTDOWN, message: 'the node is stopping' };
-    if (record === undefined) {
-      return { reply: NBD_REP_ERR_UNKNOWN, message: 'this node has no such export' };
-    }
-    connection.exportId = record.id;
-    connection.generation = record.generation;
-    return describeExport(record);
-  }
-
-  /** Sends the handshake's output piece by piece; when all is sent, does what comes next. */
-  #pumpHandshake(connection: Connection): void {
-    if (connection.sending || connection.phase !== HANDSHAKE) return;
-    const handshake = connection.handshake!;
-    const output = connection.handshakeOutput;
-    if (output !== null && output.length > 0) {
-      const piece = output.subarray(0, UNIT_BYTES << TX_ORDER);
-      connection.handshakeOutput = output.subarray(piece.length);
-      this.#io.memory.bytes.set(piece, connection.txAt);
-      this.#transmitter.sendRaw(connection, piece.length);
-    } else if (handshake.state === 'closed') {
-      this.#close(connection);
-    } else if (handshake.state === 'transmission') {
-      this.#leaveHandshake(connection, handshake);
-    } else if (!connection.receiving) {
-      this.#receiver.receiveMore(connection);
-    }
-  }
-
-  #leaveHandshake(connection: Connection, handshake: ServerHandshake): void {
-    const outcome = handshake.outcome!;
+  /** The transmission phase begins, here or at the worker that owns the volume. */
+  handshakeDone(connection: Connection, outcome: ServerHandshakeOutcome): void {
     const record = this.#exports.get(outcome.exportName);
     if (record === undefined || record.generation > connection.generation) {
-      this.#close(connection);
+      this.close(connection);
       return;
     }
     connection.handshake = null;
@@ -503,14 +425,14 @@ export class NodeServer {
       connection.dirty = false;
       switch (connection.phase) {
         case HANDSHAKE:
-          this.#pumpHandshake(connection);
+          this.#greeter.pump(connection);
           break;
         case TRANSMISSION:
         case DRAINING:
           this.#receiver.serve(connection);
           this.#transmitter.flush(connection);
           // Asked to disconnect, and everything before that is answered.
-          if (connection.phase === DRAINING && connection.inFlight === 0) this.#close(connection);
+          if (connection.phase === DRAINING && connection.inFlight === 0) this.close(connection);
           break;
         default:
           this.#freeIfIdle(connection);
@@ -519,7 +441,7 @@ export class NodeServer {
   }
 
   /** Begins the end: nothing more is parsed or sent, what is on the disk runs to its end. */
-  #close(connection: Connection): void {
+  close(connection: Connection): void {
     if (connection.phase === CLOSING) return;
     connection.phase = CLOSING;
     this.#io.shutdown(connection.fd);
@@ -572,11 +494,6 @@ export class NodeServer {
   #count(stat: number): void {
     this.#stats[stat] = this.#stats[stat]! + 1;
   }
-}
-
-/** Beyond the end of the file: what is probed there never holds data. */
-function probeOffset(volume: Volume): number {
-  return blockEnd(volume.sizeBytes);
 }
 
 function setReceiveBlock(connection: Connection, at: number, order: number): void {
