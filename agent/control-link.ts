@@ -42,7 +42,7 @@ export class ControlLink {
     const methods = agentsMethods();
     this.#session = new ControlSession<AgentCommand>({
       log,
-      register: async () => {
+      register: async (signal) => {
         const request = {
           agentId,
           host: hostname(),
@@ -50,11 +50,14 @@ export class ControlLink {
           datapaths: [...datapaths],
           devices: attachments.devices.map(describeDevice),
         };
-        const answer = await unary(this.#client, methods.Register, request, { timeoutMs: CALL_MS_MAX });
+        const answer = await unary(this.#client, methods.Register, request, {
+          timeoutMs: CALL_MS_MAX,
+          signal,
+        });
         return answer.heartbeatIntervalMs;
       },
-      heartbeat: async () => {
-        await unary(this.#client, methods.Heartbeat, { agentId }, { timeoutMs: CALL_MS_MAX });
+      heartbeat: async (signal) => {
+        await unary(this.#client, methods.Heartbeat, { agentId }, { timeoutMs: CALL_MS_MAX, signal });
       },
       watch: () => this.#client.Watch({ agentId }),
       onCommand: (command) => this.#execute(command, attachments),

@@ -1,22 +1,17 @@
 /**
- * The node's line to the control plane: registers, keeps the heartbeat, carries out what the watch delivers. The data
- * path needs none of it: while the control plane is away the node serves on and tries again, for ever.
- *
- *   register ──▶ watch + heartbeats ──▶ (either fails) ──▶ back off ──▶ register ...
+ * The node's line to the control plane: tells what it holds, carries out what the control plane commands. The data path
+ * needs none of it: while the control plane is away the node serves on.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { createNodesClient, nodesMethods, unary } from '@blockwire/proto/control/client.ts';
-import { RpcError, toRpcError } from '@blockwire/proto/control/errors.ts';
+import { toRpcError } from '@blockwire/proto/control/errors.ts';
 import type { NodeCommand, NodesClient } from '@blockwire/proto/control/types.ts';
+import { ControlSession } from '@blockwire/shared/control-session.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import type { ReplicaStore } from './store/replica-store.ts';
 import type { Volumes } from './volumes.ts';
 
 const CALL_TIMEOUT_MS = 10_000;
-const BACKOFF_MS_MIN = 200;
-const BACKOFF_MS_MAX = 5_000;
-const HEARTBEAT_MS_MIN = 100;
 
 export interface RegistrationOptions {
   /** host:port of the control plane's gRPC. */
@@ -31,56 +26,38 @@ export interface RegistrationOptions {
 }
 
 export class Registration {
+  /** Resolves at the first successful registration. */
+  readonly registered: Promise<void>;
   readonly #options: RegistrationOptions;
   readonly #client: NodesClient;
-  readonly #abort = new AbortController();
-  readonly #ended: Promise<void>;
-  #connected = false;
-  #complaint: string | null = null;
+  readonly #session: ControlSession<NodeCommand>;
   /** Commands run one after the other, also across reconnections. */
   #commands: Promise<void> = Promise.resolve();
-  readonly #firstContact = Promise.withResolvers<void>();
 
   constructor(options: RegistrationOptions) {
     this.#options = options;
     this.#client = createNodesClient(options.control);
-    this.#ended = this.#run();
+    this.#session = new ControlSession<NodeCommand>({
+      log: options.log,
+      register: (signal) => this.#register(signal),
+      heartbeat: (signal) => this.#heartbeat(signal),
+      watch: () => this.#client.Watch({ nodeId: options.nodeId }),
+      onCommand: (command) => this.#enqueue(command),
+    });
+    this.registered = this.#session.start();
   }
 
-  /** Whether the last call reached the control plane. */
+  /** Whether the last registration still stands. */
   get connected(): boolean {
-    return this.#connected;
-  }
-
-  /** Resolves at the first successful registration. */
-  get registered(): Promise<void> {
-    return this.#firstContact.promise;
+    return this.#session.connected;
   }
 
   async stop(): Promise<void> {
-    this.#abort.abort();
-    await this.#ended;
+    await this.#session.stop();
     this.#client.close();
   }
 
-  async #run(): Promise<void> {
-    const { signal } = this.#abort;
-    let backoffMs = BACKOFF_MS_MIN;
-    while (!signal.aborted) {
-      try {
-        const heartbeatMs = await this.#register();
-        backoffMs = BACKOFF_MS_MIN;
-        await this.#serve(Math.max(heartbeatMs, HEARTBEAT_MS_MIN));
-      } catch (error) {
-        if (signal.aborted) break;
-        this.#lost(toRpcError(error));
-      }
-      await sleep(backoffMs, undefined, { signal }).catch(() => undefined);
-      backoffMs = Math.min(backoffMs * 2, BACKOFF_MS_MAX);
-    }
-  }
-
-  async #register(): Promise<number> {
+  async #register(signal: AbortSignal): Promise<number> {
     const { nodeId, nbdAddress, zone, version, store, control, log } = this.#options;
     const replicas = [...store.replicas.values()].map(({ descriptor }) => ({
       volumeId: descriptor.volumeId,
@@ -91,42 +68,21 @@ export class Registration {
     const capacityBytes = store.capacityBytes();
     const freeBytes = store.freeBytes();
     const request = { nodeId, nbdAddress, zone, version, capacityBytes, freeBytes, replicas };
-    const answer = await unary(this.#client, nodesMethods().Register, request, this.#callOptions());
-    if (!this.#connected) log.info({ control }, 'registered with the control plane');
-    this.#connected = true;
-    this.#complaint = null;
-    this.#firstContact.resolve();
+    const options = { timeoutMs: CALL_TIMEOUT_MS, signal };
+    const answer = await unary(this.#client, nodesMethods().Register, request, options);
+    log.info({ control }, 'registered with the control plane');
     return answer.heartbeatIntervalMs;
   }
 
-  /** Watches and sends heartbeats until one of them fails; rejects with that failure. */
-  async #serve(heartbeatMs: number): Promise<void> {
+  async #heartbeat(signal: AbortSignal): Promise<void> {
     const { nodeId, store } = this.#options;
-    const failed = Promise.withResolvers<never>();
-    const watch = this.#client.Watch({ nodeId });
-    watch.on('data', (command: NodeCommand) => this.#enqueue(command));
-    watch.on('error', (error: Error) => failed.reject(error));
-    watch.on('end', () => failed.reject(new RpcError(null, 14, 'the control plane ended the watch')));
-    const beats = new AbortController();
-    const signal = AbortSignal.any([this.#abort.signal, beats.signal]);
-    const beat = async (): Promise<void> => {
-      while (!signal.aborted) {
-        await sleep(heartbeatMs, undefined, { signal });
-        const request = { nodeId, capacityBytes: store.capacityBytes(), freeBytes: store.freeBytes() };
-        await unary(this.#client, nodesMethods().Heartbeat, request, this.#callOptions());
-      }
-    };
-    beat().catch((error: unknown) => failed.reject(error));
-    try {
-      await failed.promise;
-    } finally {
-      beats.abort();
-      watch.cancel();
-    }
+    const request = { nodeId, capacityBytes: store.capacityBytes(), freeBytes: store.freeBytes() };
+    await unary(this.#client, nodesMethods().Heartbeat, request, { timeoutMs: CALL_TIMEOUT_MS, signal });
   }
 
-  #enqueue(command: NodeCommand): void {
+  #enqueue(command: NodeCommand): Promise<void> {
     this.#commands = this.#commands.then(() => this.#carryOut(command));
+    return this.#commands;
   }
 
   async #carryOut(command: NodeCommand): Promise<void> {
@@ -141,7 +97,7 @@ export class Registration {
       result = { commandId, errorCode: error.code, errorMessage: error.message };
     }
     try {
-      await unary(this.#client, nodesMethods().Complete, { nodeId, result }, this.#callOptions());
+      await unary(this.#client, nodesMethods().Complete, { nodeId, result }, { timeoutMs: CALL_TIMEOUT_MS });
     } catch (error) {
       // The control plane gives the command again to the next watch; commands are safe to repeat.
       log.warn({ reason: toRpcError(error).message }, 'the outcome of a command could not be reported');
@@ -160,18 +116,5 @@ export class Registration {
       default:
         throw new BlockwireError('BW_PROTOCOL', 'a command that this version of the node does not know');
     }
-  }
-
-  /** Logs once per change: a control plane that is away for a night must not fill the disk. */
-  #lost(error: RpcError): void {
-    const { log, control } = this.#options;
-    this.#connected = false;
-    if (this.#complaint === error.message) return;
-    this.#complaint = error.message;
-    log.warn({ control, reason: error.message }, 'no line to the control plane; trying again');
-  }
-
-  #callOptions(): { timeoutMs: number; signal: AbortSignal } {
-    return { timeoutMs: CALL_TIMEOUT_MS, signal: this.#abort.signal };
   }
 }

@@ -18,9 +18,9 @@ export interface CommandStream<Command> {
 
 export interface ControlSessionOptions<Command> {
   readonly log: Logger;
-  /** Announces this process; resolves with the heartbeat interval in milliseconds. */
-  readonly register: () => Promise<number>;
-  readonly heartbeat: () => Promise<void>;
+  /** Announces this process; resolves with the heartbeat interval in milliseconds. The signal ends it at `stop`. */
+  readonly register: (signal: AbortSignal) => Promise<number>;
+  readonly heartbeat: (signal: AbortSignal) => Promise<void>;
   readonly watch: () => CommandStream<Command>;
   /** Begins a command; called in the order of arrival, without waiting for the last one to end. Must not reject. */
   readonly onCommand: (command: Command) => Promise<void>;
@@ -62,7 +62,7 @@ export class ControlSession<Command> {
     let complained = false;
     while (!this.#stop.signal.aborted) {
       try {
-        const intervalMs = await this.#options.register();
+        const intervalMs = await this.#options.register(this.#stop.signal);
         this.#connected = true;
         this.#registered.resolve();
         if (complained) this.#options.log.info('the control plane is back');
@@ -99,7 +99,7 @@ export class ControlSession<Command> {
       while (!this.#stop.signal.aborted) {
         const outcome = await Promise.race([ended.then(() => 'ended'), this.#pause(intervalMs)]);
         if (outcome === 'ended') return;
-        await this.#options.heartbeat();
+        await this.#options.heartbeat(this.#stop.signal);
       }
     } finally {
       stream.cancel();
