@@ -123,7 +123,13 @@ test('qemu-io: misaligned writes, zeroes, discard, long requests, FUA', async (t
 
 test('fio verifies random writes of mixed sizes on several connections', async (t) => {
   const node = await startNode(t, temporaryDirectory(t), ['--export', `vol-a=${SIZE}`]);
-  const common = ['--ioengine=nbd', `--uri=${uri(node, 'vol-a')}`, '--iodepth=16', '--verify=crc32c'];
+  const common = [
+    '--ioengine=nbd',
+    `--uri=${uri(node, 'vol-a')}`,
+    '--iodepth=16',
+    '--verify=crc32c',
+    '--verify_state_save=0',
+  ];
   const jobs = [0, 1].flatMap((index) => [
     `--name=job${index}`,
     '--rw=randwrite',
