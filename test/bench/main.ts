@@ -62,7 +62,7 @@ async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
     ...section,
     summary: summarize(section.samples, section.layout),
   }));
-  const command = `npm run bench -- ${process.argv.slice(2).join(' ')}`.trim();
+  const command = ['npm run bench --', ...process.argv.slice(2).map(quoted)].join(' ');
   const versions = Object.values(environment.programs).join(', ');
   const lines = [
     '',
@@ -103,6 +103,11 @@ function parseArguments() {
   } catch (error) {
     throw usageError(error instanceof Error ? error.message : String(error));
   }
+}
+
+/** An argument as a shell takes it. */
+function quoted(argument: string): string {
+  return /^[\w./=:-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", `'\\''`)}'`;
 }
 
 function usageError(message: string): BlockwireError {

@@ -104,7 +104,7 @@ export function renderSummary(rows: readonly SummaryRow[], layout: ReportLayout)
     ]);
     previous = row.job;
     for (const failure of row.failures)
-      failures.push(`FAILED: ${row.job}, ${row.competitor}: ${failure.split('\n')[0]}`);
+      failures.push(`FAILED: ${row.job}, ${row.competitor}: ${failure.split('\n').slice(0, 3).join(' | ')}`);
   }
   const table = renderTable(columns, lines);
   return failures.length === 0 ? table : `${table}\n\n${failures.join('\n')}`;

@@ -119,7 +119,13 @@ async function command(options: ServerOptions, port: number): Promise<string[]> 
         config,
         `[generic]\nlistenaddr = ${host}\nport = ${port}\n[${EXPORT}]\nexportname = ${file}\n`,
       );
-      return ['nbd-server', '-n', '-C', config, '-p', join(directory, 'nbd-server.pid')];
+      // In the foreground it serves one client and ends, so it runs as the daemon that it wants to be, inside a process
+      // namespace that ends with its parent.
+      return [
+        ...['unshare', '--fork', '--pid', '--kill-child=KILL', 'sh', '-c'],
+        'nbd-server -C "$1" -p "$2" && exec sleep infinity',
+        ...['nbd-server', config, join(directory, 'nbd-server.pid')],
+      ];
     }
   }
 }

@@ -26,7 +26,7 @@ interface Ground {
   readonly kinds: readonly ServerKind[];
 }
 
-/** Half of the runs' start and end are left out of the CPU window. */
+/** Left out of the CPU window at either end of a run. */
 const MARGIN_S = 0.5;
 const CELL_SLACK_MS = 30_000;
 
