@@ -6,6 +6,7 @@ import { constants } from 'node:os';
 import { parseArgs } from 'node:util';
 import { toBlockwireError } from '@blockwire/shared/errors.ts';
 import { Console, megabytes } from './console.ts';
+import { keepRunning } from './keep.ts';
 import { abandon, describeReplicas, detach, type Outcome, play } from './play.ts';
 import { Resources } from './resources.ts';
 import { type Stage, setStage } from './stage.ts';
@@ -29,20 +30,19 @@ async function main(argv: readonly string[]): Promise<number> {
 
   let exitCode = 1;
   let stage: Stage | null = null;
+  let passed = false;
   const run = async (): Promise<number> => {
     stage = await setStage(console, resources);
     const outcome = await play(stage, console);
     if (!keep) await detach(stage, outcome);
+    passed = true;
     summarize(console, stage, outcome);
-    if (keep) {
-      explain(console, stage, outcome);
-      await asked.promise;
-    }
+    if (keep) await keepRunning(stage, console, { device: outcome.device, asked: asked.promise });
     return 0;
   };
   const interrupted = asked.promise.then((signal) => {
     console.step(`${signal}: cleaning up`);
-    return 128 + constants.signals[signal];
+    return passed ? 0 : 128 + constants.signals[signal];
   });
   try {
     exitCode = await Promise.race([run(), interrupted]);
@@ -53,7 +53,7 @@ async function main(argv: readonly string[]): Promise<number> {
   }
   try {
     // What the run is doing now fails when its machine goes; nobody waits for that.
-    if (stage !== null && exitCode !== 0) await abandon(stage);
+    if (stage !== null && (keep || exitCode !== 0)) await abandon(stage);
     await resources.close();
   } catch (thrown) {
     console.step(`cleaning up failed: ${toBlockwireError(thrown).message}`);
@@ -92,15 +92,6 @@ function summarize(console: Console, { machine, tree }: Stage, outcome: Outcome)
   ];
   console.text('');
   for (const [name, value] of lines) console.text(`${name.padEnd(10)} ${value}`);
-}
-
-function explain(console: Console, { cluster }: Stage, { device }: Outcome): void {
-  const rest = cluster.rest.url;
-  console.text(`
-The cluster keeps running until Ctrl-C; ${device} is attached.
-  REST                ${rest}/v1/volumes   (${rest}/openapi.json)
-  in another shell    npx blockwire --rest ${rest} volume list
-  logs                ${cluster.dir}/log`);
 }
 
 function logTails({ cluster, agent }: Stage): string {

@@ -1,4 +1,6 @@
 /** What a run holds and has to give back: closed in reverse order, also when it is still being started. */
+import { BlockwireError } from '@blockwire/shared/errors.ts';
+
 export interface Closable {
   close(): Promise<void>;
 }
@@ -7,8 +9,10 @@ export class Resources {
   readonly #held: Promise<Closable | null>[] = [];
   #closed: Promise<void> | null = null;
 
-  /** Keeps what is being started; answers it when it is there. */
-  async hold<Resource extends Closable>(starting: Promise<Resource>): Promise<Resource> {
+  /** Starts and keeps something; answers it when it is there. Throws BW_SHUTTING_DOWN once close() was called. */
+  async hold<Resource extends Closable>(start: () => Promise<Resource>): Promise<Resource> {
+    if (this.#closed !== null) throw new BlockwireError('BW_SHUTTING_DOWN', 'the run was ended');
+    const starting = start();
     this.#held.push(starting.catch(() => null));
     return starting;
   }

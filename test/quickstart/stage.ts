@@ -33,7 +33,7 @@ export interface Stage {
 export async function setStage(console: Console, resources: Resources): Promise<Stage> {
   const onHost = wantsHost();
   console.step(onHost ? 'this host has ublk: everything runs here' : 'this host has no ublk: booting the VM');
-  const machine = await resources.hold<Machine>(
+  const machine = await resources.hold<Machine>(() =>
     onHost
       ? HostMachine.start(ROOT)
       : Vm.bootGuest({
@@ -42,7 +42,7 @@ export async function setStage(console: Console, resources: Resources): Promise<
         }),
   );
   console.step(`Linux ${machine.kernelRelease} is ready; starting a control plane and two storage nodes`);
-  const cluster = await resources.hold(
+  const cluster = await resources.hold(() =>
     Cluster.start({ advertiseHost: machine.hostAddress, name: 'blockwire-quickstart' }),
   );
   console.step(`${cluster.nodes.map(({ id }) => id).join(', ')} registered; starting the agent`);
