@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { busyUs, processTimes, processTreeUs } from './cpu.ts';
+import { busyUs, idleUs, processTimes, processTreeUs } from './cpu.ts';
 
 test('busy time leaves idle, I/O wait and guest time out', () => {
   assert.equal(busyUs('cpu  100 10 50 9999 777 3 4 5 60 0'), 172 * 10_000);
+  assert.equal(idleUs('cpu  100 10 50 9999 777 3 4 5 60 0'), 10_776 * 10_000);
 });
 
 test("a process's times are found behind whatever its name contains", () => {

@@ -15,6 +15,12 @@ export function busyUs(line: string): number {
   return (user + nice + system + irq + softirq + steal) * JIFFY_US;
 }
 
+/** Time that all CPUs were idle, waiting for I/O included, from the same line. */
+export function idleUs(line: string): number {
+  const fields = line.trim().split(/\s+/).map(Number);
+  return ((fields[4] ?? 0) + (fields[5] ?? 0)) * JIFFY_US;
+}
+
 export interface ProcessTimes {
   readonly parentPid: number;
   /** User and system time of all threads, also of those that ended. */

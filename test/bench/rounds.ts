@@ -11,6 +11,8 @@ export interface Metrics {
   /** CPU of the whole guest, fio included. */
   readonly guestCpuUs?: number;
   readonly fioCpuUs?: number;
+  /** Of all the guest's CPUs: well below 1, the limit is outside the guest, or waiting. */
+  readonly guestBusyShare?: number;
   /** CPU of our process in the guest; a part of the guest's. */
   readonly agentCpuUs?: number;
   /** CPU of all servers, their children included. */

@@ -27,6 +27,7 @@ export const GUEST_LAYOUT: ReportLayout = {
     { metric: 'bytesPerSecond', title: 'MB/s', scale: 1e-6 },
     { metric: 'p50Us', title: 'p50 us' },
     { metric: 'p99Us', title: 'p99 us' },
+    { metric: 'guestBusyShare', title: 'guest busy %', scale: 100 },
     { metric: 'guestCpuUs', title: 'guest us/IO' },
     { metric: 'fioCpuUs', title: 'of it fio' },
     { metric: 'agentCpuUs', title: 'of it agent' },
