@@ -15,13 +15,15 @@ import type { NbdServer } from './servers.ts';
 const SECTOR_BYTES = 512;
 /** Beyond fio's own time: start of the programs, an emulated machine. */
 const CELL_SLACK_MS = 45_000;
+const WINDOW_MARGIN_S = 1;
 const ATTACH_MS_MAX = 90_000;
 /** Block size in KiB, depth, seconds. */
 const WARM_UP = [
   [4, 32, 10],
   [512, 8, 3],
 ] as const;
-const CELL_SCRIPT = join(import.meta.dirname, 'guest/cell.sh');
+const CELL_SOURCE = join(import.meta.dirname, 'guest/cell.sh');
+const CELL_SCRIPT = '/tmp/cell.sh';
 const ATTACH_PROGRAM = join(import.meta.dirname, '../tools/attach.ts');
 
 export interface Timing {
@@ -66,6 +68,8 @@ export class Guest {
     const machine = await Vm.boot({ network: options.network, onProgress: options.onProgress });
     options.cleanup.add(() => machine.close());
     await machine.check('modprobe nbd max_part=0 nbds_max=8', { timeoutMs: ATTACH_MS_MAX });
+    // A copy: the original is on a file system that changes when somebody edits it meanwhile.
+    await machine.check(`cp ${CELL_SOURCE} ${CELL_SCRIPT}`, { timeoutMs: ATTACH_MS_MAX });
     return new Guest(machine, options.timing);
   }
 
@@ -167,8 +171,8 @@ export class Guest {
       outputPath: `/tmp/cell-${this.#cells++}.json`,
     });
     const output = fio.find((argument) => argument.startsWith('--output='))!.slice('--output='.length);
-    // The window ends before fio does.
-    const windowS = runtimeS - 0.5;
+    // The window ends well before fio does, also on a machine that is short of CPU.
+    const windowS = runtimeS - WINDOW_MARGIN_S;
     const cell = this.machine.start(
       ['bash', CELL_SCRIPT, device.name, device.pid, rampS, windowS, output, 'fio', ...fio].join(' '),
       { timeoutMs: (rampS + runtimeS) * 1000 + CELL_SLACK_MS },

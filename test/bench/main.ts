@@ -57,6 +57,7 @@ async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
       say(`${done}/${total} round ${round + 1}, ${job}, ${competitor}: ${outcome}`);
     },
   });
+  if (signal.aborted && sections.every(({ samples }) => samples.length === 0)) return 1;
   const loadAfter = loadAverage();
   const tables = sections.map((section) => ({
     ...section,

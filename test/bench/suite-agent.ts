@@ -20,7 +20,7 @@ const MIRRORS_MAX = 2;
 
 export async function suiteAgent(options: SuiteOptions): Promise<SuiteResult> {
   const { quick, cleanup, onProgress } = options;
-  const timing = quick ? { rampS: 1, runtimeS: 4 } : { rampS: 2, runtimeS: 8 };
+  const timing = quick ? { rampS: 1, runtimeS: 5 } : { rampS: 2, runtimeS: 8 };
   const kind = guestServerKind(options.server ?? 'nbdkit');
   const guest = await Guest.boot({ network: 'tap', timing, cleanup, onProgress });
   onProgress(`Starting the servers (${kind})`);

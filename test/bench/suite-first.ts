@@ -57,7 +57,7 @@ export const GUEST_JOBS: readonly Job[] = [
 
 export async function suiteFirst(options: SuiteOptions): Promise<SuiteResult> {
   const { quick, cleanup, onProgress } = options;
-  const timing = quick ? { rampS: 1, runtimeS: 4 } : { rampS: 2, runtimeS: 8 };
+  const timing = quick ? { rampS: 1, runtimeS: 5 } : { rampS: 2, runtimeS: 8 };
   const guest = await Guest.boot({ network: 'tap', timing, cleanup, onProgress });
   const kind = guestServerKind(options.server);
   onProgress(`Starting the server (${kind})`);

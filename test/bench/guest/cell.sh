@@ -23,18 +23,22 @@ snapshot() {
   if [ "$pid" != 0 ]; then first_line "@$1 process" "/proc/$pid/stat"; fi
   echo "@$1 end"
 }
-ios() {
+count_ios() {
   local reads writes rest merged sectors ticks
   read -r reads merged sectors ticks writes rest <"/sys/block/$device/stat"
-  echo $((reads + writes))
+  count=$((reads + writes))
 }
 
 rm -f "$output"
-before=$(ios)
+count_ios
+before=$count
 "$@" &
 fio=$!
 # fio's own ramp begins about when its I/O does.
-while [ "$(ios)" -lt $((before + 8)) ] && kill -0 $fio 2>/dev/null; do pause 0.05; done
+while [ "$count" -lt $((before + 8)) ] && kill -0 $fio 2>/dev/null; do
+  pause 0.05
+  count_ios
+done
 pause "$warm"
 snapshot A
 pause "$window"
