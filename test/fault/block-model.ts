@@ -13,6 +13,8 @@ import { BLOCK_BYTES, describeContent } from './block-content.ts';
 
 /** Bits of a state's mask: open requests of one block. */
 const OPEN_MAX = 30;
+/** Events of a block that are told with a violation. */
+const HISTORY_MAX = 16;
 
 export type Effect =
   | { readonly kind: 'write'; readonly at: number; readonly data: Buffer }
@@ -56,6 +58,7 @@ export class BlockModel {
   #states: State[];
   #open: Open[] = [];
   #reads: ReadMark[] = [];
+  readonly #history: string[] = [];
 
   /** A block of a new volume: zeroes. */
   constructor(lengthBytes: number = BLOCK_BYTES) {
@@ -83,12 +86,14 @@ export class BlockModel {
     );
     this.#open.push({ connection, bit, effect, after });
     for (const read of this.#reads) read.concurrent = true;
+    this.#note(`connection ${connection} sends ${describeEffect(effect, this.lengthBytes)} (${bit})`);
     this.#close();
     return bit;
   }
 
   /** The request was answered with success. */
   answered(bit: number): void {
+    this.#note(`answer (${bit})`);
     const kept = this.#states.filter((state) => (state.applied & bit) !== 0);
     this.#open = this.#open
       .filter((open) => open.bit !== bit)
@@ -108,26 +113,38 @@ export class BlockModel {
     this.#reads = this.#reads.filter((read) => read !== mark);
     if (content === null || mark.seen.some((seen) => seen.equals(content))) return null;
     if (mark.concurrent && isMixture(content, mark.seen)) return null;
-    return mismatch(content, mark.seen);
+    return this.#mismatch(content, mark.seen);
   }
 
   /** The process was killed and started again: what the block holds decides. Returns what is wrong with it, or null. */
   settled(content: Buffer): string | null {
     const seen = this.#states.map((state) => state.content);
-    const wrong = seen.some((known) => known.equals(content)) ? null : mismatch(content, seen);
+    const wrong = seen.some((known) => known.equals(content)) ? null : this.#mismatch(content, seen);
+    this.#note('killed');
     this.#states = [{ content: Buffer.from(content), applied: 0 }];
     this.#open = [];
     this.#reads = [];
     return wrong;
   }
 
+  #note(event: string): void {
+    this.#history.push(event);
+    if (this.#history.length > HISTORY_MAX) this.#history.shift();
+  }
+
+  #mismatch(content: Buffer, seen: readonly Buffer[]): string {
+    return `${mismatch(content, seen)}; its last events: ${this.#history.join(', ')}`;
+  }
+
   #close(): void {
     for (let i = 0; i < this.#states.length; i++) {
       const { content, applied } = this.#states[i]!;
       for (const open of this.#open) {
-        if ((applied & open.bit) !== 0 || (open.after & ~applied) !== 0) continue;
+        if ((applied & open.bit) !== 0) continue;
+        const inOrder = (open.after & ~applied) === 0;
         for (const outcome of outcomes(open.effect, content)) {
-          this.#add({ content: outcome, applied: applied | open.bit });
+          // Doing nothing needs no turn.
+          if (inOrder || outcome === content) this.#add({ content: outcome, applied: applied | open.bit });
         }
       }
     }
@@ -160,4 +177,11 @@ function mismatch(content: Buffer, seen: readonly Buffer[]): string {
     return `${describeContent(known)} (differs in bytes ${first} to ${last})`;
   });
   return `holds ${describeContent(content)}; may hold ${expected.join(' or ')}`;
+}
+
+function describeEffect(effect: Effect, blockBytes: number): string {
+  const lengthBytes = effect.kind === 'write' ? effect.data.length : effect.lengthBytes;
+  const part = lengthBytes === blockBytes ? '' : ` of bytes ${effect.at} to ${effect.at + lengthBytes - 1}`;
+  if (effect.kind !== 'write') return `${effect.kind}${part}`;
+  return part === '' ? `write of ${describeContent(effect.data)}` : `write${part}`;
 }
