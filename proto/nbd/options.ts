@@ -22,22 +22,27 @@ export class HandshakeOutput {
   }
 
   uint16(value: number): this {
-    this.#view.setUint16(this.#grow(2), value);
+    // The room first: growing replaces the view.
+    const at = this.#grow(2);
+    this.#view.setUint16(at, value);
     return this;
   }
 
   uint32(value: number): this {
-    this.#view.setUint32(this.#grow(4), value);
+    const at = this.#grow(4);
+    this.#view.setUint32(at, value);
     return this;
   }
 
   uint64(value: number): this {
-    writeUint64(this.#view, this.#grow(8), value);
+    const at = this.#grow(8);
+    writeUint64(this.#view, at, value);
     return this;
   }
 
   bytes(value: Uint8Array): this {
-    this.#bytes.set(value, this.#grow(value.length));
+    const at = this.#grow(value.length);
+    this.#bytes.set(value, at);
     return this;
   }
 
