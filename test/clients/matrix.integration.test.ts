@@ -29,7 +29,7 @@ describe('nbdinfo', () => {
     }
     assert.equal(found.block_size_minimum, 1);
     assert.equal(found.block_size_preferred, 4096);
-    assert.deepEqual(found.contexts, ['base:allocation']);
+    assert.ok((found.contexts as string[]).includes('base:allocation'));
   });
 
   it('--list: every export', async (t) => {
