@@ -38,12 +38,23 @@ interface Range {
 /** Sends requests until the session is over. */
 export async function runWorkload(workload: Workload): Promise<void> {
   const { session, depth } = workload;
+  let wake = (): void => {};
+  const onAnswer = (): void => {
+    workload.onAnswer();
+    wake();
+  };
+  void session.closed.then(() => wake());
   while (session.reason === null) {
     if (session.inFlight < depth) {
-      sendOne(workload);
+      sendOne({ ...workload, onAnswer });
+      // Bursts, so that requests meet each other in the node.
       if (!workload.random.oneIn(4)) continue;
+      await new Promise((resolve) => setImmediate(resolve));
+    } else {
+      await new Promise<void>((resolve) => {
+        wake = resolve;
+      });
     }
-    await new Promise((resolve) => setImmediate(resolve));
   }
 }
 
