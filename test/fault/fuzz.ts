@@ -6,7 +6,7 @@
  *   node test/fault/fuzz.ts --seed 7 --only 4711                      one case again
  */
 import { mkdtempSync, rmSync } from 'node:fs';
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -52,13 +52,19 @@ export function conversationOf(seed: number, index: number, corpus: readonly Sam
   return { bytes, cuts: cuts.sort((a, b) => a - b), ending };
 }
 
-/** Plays a bad client. Resolves when the connection is over; rejects when the server keeps it beyond the bound. */
-export async function converse(address: string, { bytes, cuts, ending }: BadConversation): Promise<void> {
+/** A socket whose errors are nobody's concern: a reset by the server is an answer too. */
+export function connectRaw(address: string): Socket {
   const at = address.lastIndexOf(':');
   const socket = connect(Number(address.slice(at + 1)), address.slice(0, at));
-  const closed = new Promise<void>((resolve) => socket.once('close', () => resolve()));
-  // A reset by the server is an answer too.
+  socket.setNoDelay(true);
   socket.on('error', () => {});
+  return socket;
+}
+
+/** Plays a bad client. Resolves when the connection is over; rejects when the server keeps it beyond the bound. */
+export async function converse(address: string, { bytes, cuts, ending }: BadConversation): Promise<void> {
+  const socket = connectRaw(address);
+  const closed = new Promise<void>((resolve) => socket.once('close', () => resolve()));
   let receivedBytes = 0;
   if (ending !== 'deaf') {
     socket.on('data', (chunk: Buffer) => {
@@ -66,7 +72,6 @@ export async function converse(address: string, { bytes, cuts, ending }: BadConv
       if (receivedBytes > REPLIES_BYTES_MAX) socket.destroy();
     });
   }
-  socket.setNoDelay(true);
   let from = 0;
   for (const to of [...cuts, bytes.length]) {
     if (!socket.writable) break;
