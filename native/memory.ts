@@ -39,15 +39,17 @@ export class Region {
 /** Private zeroed memory, rounded up to whole pages. */
 export function allocateRegion(sizeBytes: number): Region {
   const rounded = Math.ceil(sizeBytes / PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES;
-  return new Region(native.map(-1, rounded, 0, true));
+  return new Region(native.map(-1, rounded, 0, true, true));
 }
 
-/** A file's (or device's) pages, shared with the kernel. */
+/** A file's (or device's) pages, shared with the kernel, and all of them present unless `populate` is false. */
 export function mapDescriptor(options: {
   fd: number;
   lengthBytes: number;
   offset: number;
   writable: boolean;
+  populate?: boolean;
 }): Region {
-  return new Region(native.map(options.fd, options.lengthBytes, options.offset, options.writable));
+  const { fd, lengthBytes, offset, writable, populate } = options;
+  return new Region(native.map(fd, lengthBytes, offset, writable, populate ?? true));
 }

@@ -31,8 +31,8 @@ export interface Native {
   ioUringRegister(fd: number, opcode: number, argument: NodeJS.TypedArray | null, count: number): number;
 
   // memory.cc
-  /** mmap(2), populated: shared of `fd` at `offset`, or private anonymous memory with fd -1. Lengths in bytes. */
-  map(fd: number, length: number, offset: number, writable: boolean): Mapped;
+  /** mmap(2): shared of `fd` at `offset`, or private anonymous memory with fd -1. Lengths in bytes. */
+  map(fd: number, length: number, offset: number, writable: boolean, populate: boolean): Mapped;
   /** munmap(2) at once; the buffer is detached. Again is no error. */
   unmap(buffer: ArrayBuffer, handle: MappingHandle): void;
   /** msync(2) with MS_SYNC; `address` on a page boundary. */
@@ -47,6 +47,12 @@ export interface Native {
   eventfdSignal(fd: number): void;
   /** flock(2), exclusive, without waiting: false if another open file holds the lock. */
   flock(fd: number): boolean;
+  /** lseek(2) with SEEK_DATA: where data begins at or behind `offset`; the negative errno (-ENXIO: nowhere). */
+  seekData(fd: number, offset: number): number;
+  /** lseek(2) with SEEK_HOLE: where a hole begins at or behind `offset`, the end of the file being one. */
+  seekHole(fd: number, offset: number): number;
+  /** fallocate(2): 0, or the negative errno. */
+  fallocate(fd: number, mode: number, offset: number, length: number): number;
   /** socket(2), close-on-exec. */
   socket(domain: number, type: number): number;
   /** socketpair(2), AF_UNIX stream. */
@@ -90,6 +96,9 @@ function load(): Native {
 /** The addon; calls that throw throw KernelError. */
 export const native: Native = throwsKernelError(load(), [
   'ioUringEnter',
+  'seekData',
+  'seekHole',
+  'fallocate',
   'ublkControl',
   'crc32cBlocks',
   'crc32c',

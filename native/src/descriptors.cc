@@ -39,6 +39,24 @@ Napi::Value Flock(const Napi::CallbackInfo& info) {
   throw SystemError(info.Env(), "flock", errno);
 }
 
+Napi::Value Seek(const Napi::CallbackInfo& info, int whence) {
+  off_t found = lseek(Int(info, 0), static_cast<off_t>(Address(info, 1)), whence);
+  return Napi::Number::New(info.Env(), static_cast<double>(found < 0 ? -errno : found));
+}
+
+// seekData(fd, offset): where data begins at or behind offset, or the negative errno (ENXIO: nowhere).
+Napi::Value SeekData(const Napi::CallbackInfo& info) { return Seek(info, SEEK_DATA); }
+
+// seekHole(fd, offset): where a hole begins at or behind offset; the end of the file is one.
+Napi::Value SeekHole(const Napi::CallbackInfo& info) { return Seek(info, SEEK_HOLE); }
+
+// fallocate(fd, mode, offset, length): 0, or the negative errno.
+Napi::Value Fallocate(const Napi::CallbackInfo& info) {
+  const off_t offset = static_cast<off_t>(Address(info, 2));
+  const int result = fallocate(Int(info, 0), Int(info, 1), offset, static_cast<off_t>(Address(info, 3)));
+  return Napi::Number::New(info.Env(), result == 0 ? 0 : -errno);
+}
+
 // socket(domain, type): a close-on-exec socket.
 Napi::Value Socket(const Napi::CallbackInfo& info) {
   int fd = socket(Int(info, 0), Int(info, 1) | SOCK_CLOEXEC, 0);
@@ -100,6 +118,9 @@ void RegisterDescriptors(Napi::Env env, Napi::Object exports) {
   exports.Set("eventfd", Napi::Function::New(env, EventFd));
   exports.Set("eventfdSignal", Napi::Function::New(env, EventFdSignal));
   exports.Set("flock", Napi::Function::New(env, Flock));
+  exports.Set("seekData", Napi::Function::New(env, SeekData));
+  exports.Set("seekHole", Napi::Function::New(env, SeekHole));
+  exports.Set("fallocate", Napi::Function::New(env, Fallocate));
   exports.Set("socket", Napi::Function::New(env, Socket));
   exports.Set("socketPair", Napi::Function::New(env, SocketPair));
   exports.Set("bind", Napi::Function::New(env, Bind));

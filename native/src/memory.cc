@@ -16,15 +16,16 @@ void Release(Napi::Env, void*, Mapping* mapping) {
   delete mapping;
 }
 
-// map(fd, length, offset, writable): {buffer, address, handle}. fd -1 maps anonymous memory. The mapping goes with
-// the garbage collector, or at once with unmap(buffer, handle).
+// map(fd, length, offset, writable, populate): {buffer, address, handle}. fd -1 maps anonymous memory. The mapping goes
+// with the garbage collector, or at once with unmap(buffer, handle).
 Napi::Value Map(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const int fd = Int(info, 0);
   const size_t length = Address(info, 1);
   const off_t offset = static_cast<off_t>(Address(info, 2));
   const bool writable = info[3].As<Napi::Boolean>().Value();
-  const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE : MAP_SHARED | MAP_POPULATE;
+  const int populate = info[4].As<Napi::Boolean>().Value() ? MAP_POPULATE : 0;
+  const int flags = (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED) | populate;
   void* address = mmap(nullptr, length, PROT_READ | (writable ? PROT_WRITE : 0), flags, fd, offset);
   if (address == MAP_FAILED) throw SystemError(env, "mmap", errno);
   Mapping* mapping = new Mapping{address, length};

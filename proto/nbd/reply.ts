@@ -11,6 +11,7 @@ import {
   NBD_EXTENDED_REPLY_MAGIC,
   NBD_REPLY_FLAG_DONE,
   NBD_REPLY_TYPE_BLOCK_STATUS,
+  NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
   NBD_REPLY_TYPE_ERROR,
   NBD_REPLY_TYPE_ERROR_OFFSET,
   NBD_REPLY_TYPE_NONE,
@@ -247,6 +248,46 @@ export function encodeBlockStatusExtent(view: DataView, at: number, length: numb
   view.setUint32(at, length);
   view.setUint32(at + 4, status);
   return 8;
+}
+
+/** As encodeBlockStatusHeader, for extended mode: a NBD_REPLY_TYPE_BLOCK_STATUS_EXT chunk. */
+export function encodeBlockStatusHeaderExtended(
+  view: DataView,
+  at: number,
+  mode: ReplyMode,
+  flags: number,
+  cookieHigh: number,
+  cookieLow: number,
+  requestOffset: number,
+  contextId: number,
+  extentCount: number,
+): number {
+  const header = encodeChunkHeader(
+    view,
+    at,
+    mode,
+    flags,
+    NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
+    cookieHigh,
+    cookieLow,
+    requestOffset,
+    8 + 16 * extentCount,
+  );
+  view.setUint32(at + header, contextId);
+  view.setUint32(at + header + 4, extentCount);
+  return header + 8;
+}
+
+/** One extent of a BLOCK_STATUS_EXT chunk: 64-bit length in bytes (not 0) and its status flags. */
+export function encodeBlockStatusExtentExtended(
+  view: DataView,
+  at: number,
+  length: number,
+  status: number,
+): number {
+  writeUint64(view, at, length);
+  writeUint64(view, at + 8, status);
+  return 16;
 }
 
 // Decoding, for clients. The magic tells which of the three forms stands at `at`.

@@ -54,6 +54,8 @@ const OPTION_SKIP_BYTES_MAX = 1024 * 1024;
 /** No sane client haggles this long. */
 const OPTIONS_COUNT_MAX = 512;
 const QUERIES_COUNT_MAX = 64;
+/** Each costs a chunk in every answer; more than these are not selected. */
+const CONTEXTS_SELECTED_MAX = 8;
 
 /** What a server offers under one name. */
 export interface ExportDescription {
@@ -66,6 +68,8 @@ export interface ExportDescription {
   readonly payloadSizeMaxBytes: number;
   /** Names of the metadata contexts that can be selected, such as `base:allocation`. */
   readonly metaContexts: readonly string[];
+  /** Whether a name that is not among them can be selected all the same: a context with a parameter. */
+  readonly acceptsContext?: (name: string) => boolean;
   readonly description?: string;
 }
 
@@ -376,13 +380,16 @@ export class ServerHandshake {
   #answerMetaContext(lookup: PendingLookup, found: ExportDescription): void {
     const { option, queries } = lookup;
     const setting = option === NBD_OPT_SET_META_CONTEXT;
-    const selected: MetaContext[] = [];
-    for (const [index, name] of found.metaContexts.entries()) {
+    const names = new Set<string>();
+    for (const name of found.metaContexts) {
       // A list without queries is everything; `base:` lists its namespace. A selection names contexts exactly.
       const listed = queries.length === 0 || queries.includes(`${name.split(':')[0]}:`);
-      if (queries.includes(name) || (!setting && listed))
-        selected.push({ id: setting ? index + 1 : 0, name });
+      if (queries.includes(name) || (!setting && listed)) names.add(name);
     }
+    for (const query of queries) if (found.acceptsContext?.(query) === true) names.add(query);
+    const selected: MetaContext[] = [...names]
+      .slice(0, CONTEXTS_SELECTED_MAX)
+      .map((name, index) => ({ id: setting ? index + 1 : 0, name }));
     for (const { id, name } of selected) {
       this.#reply(option, NBD_REP_META_CONTEXT, new HandshakeOutput().uint32(id).string(name).take());
     }

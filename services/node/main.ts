@@ -3,6 +3,7 @@
  * Stopped in reverse.
  */
 import type { AddressInfo } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoName } from '@blockwire/native/errors.ts';
 import { toBlockwireError } from '@blockwire/shared/errors.ts';
 import { Lifecycle } from '@blockwire/shared/lifecycle.ts';
@@ -16,6 +17,9 @@ import { Registration } from './registration.ts';
 import { keepNodeId } from './store/node-id.ts';
 import { ReplicaStore } from './store/replica-store.ts';
 import { Volumes } from './volumes.ts';
+
+/** Longer than this, replicas that were not closed cleanly do not delay the node's being ready. */
+const SERVE_MS_MAX = 5_000;
 
 async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promise<void> {
   const store = new ReplicaStore({
@@ -40,12 +44,18 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
       volumes.noteFailure(id, errno);
     },
   });
-  lifecycle.onStop('data plane', () => plane.stop());
+  lifecycle.onStop('data plane', async () => {
+    await plane.stop();
+    volumes.seal();
+  });
 
   const volumes = new Volumes({ store, server: plane, log });
-  await volumes.serveAll();
+  const served = volumes.serveAll();
+  // A crashed node that has much to compute is there for its other volumes meanwhile.
+  await Promise.race([served, sleep(SERVE_MS_MAX, undefined, { ref: false })]);
+  served.catch((error: unknown) => log.error({ err: error }, 'not all replicas could be served'));
   for (const { name, sizeBytes } of config.exports) {
-    await volumes.create({ volumeId: name, sizeBytes, generation: 0, epoch: 0 });
+    await volumes.create({ volumeId: name, sizeBytes, generation: 0, epoch: 1 });
   }
 
   const nbdAddress = config.advertise ?? `${bracketed(config.host)}:${plane.port}`;

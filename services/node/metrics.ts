@@ -25,6 +25,10 @@ const COUNTERS: readonly (readonly [name: string, stat: StatName, help: string])
   ['overlap_waits_total', 'overlapWaits', 'writes that waited for an overlapping one'],
   ['memory_waits_total', 'memoryWaits', 'times a connection waited for memory'],
   ['read_modify_writes_total', 'readModifyWrites', 'writes of parts of blocks'],
+  ['checksum_errors_total', 'checksumErrors', 'blocks whose content is not what was written'],
+  ['checksum_retries_total', 'checksumRetries', 'reads done again because a write was under way beside them'],
+  ['region_waits_total', 'regionWaits', 'writes that waited for their region to be marked on the disk'],
+  ['region_page_writes_total', 'regionPageWrites', 'pages of region maps written'],
   ['ring_enters_total', 'enters', 'calls of io_uring_enter'],
 ];
 

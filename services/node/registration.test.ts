@@ -88,6 +88,9 @@ test('registers, carries out commands, answers with stable codes, and comes back
     add: async ({ id, sizeBytes }) => void done.push(`add ${id} ${sizeBytes}`),
     remove: async (id) => void done.push(`remove ${id}`),
     fence: async (id, generation) => void done.push(`fence ${id} ${generation}`),
+    hold: async (id) => void done.push(`hold ${id}`),
+    unhold: async (id) => void done.push(`unhold ${id}`),
+    resize: async (id, sizeBytes) => void done.push(`resize ${id} ${sizeBytes}`),
   };
   const volumes = new Volumes({ store, server, log });
   const control = new ControlPlane();

@@ -113,6 +113,14 @@ export class Registration {
         return volumes.delete(command.deleteReplica!.volumeId);
       case 'installEpoch':
         return volumes.installEpoch(command.installEpoch!);
+      case 'createSnapshot':
+        return volumes.createSnapshot(command.createSnapshot!);
+      case 'deleteSnapshot':
+        return volumes.deleteSnapshot(command.deleteSnapshot!);
+      case 'cloneReplica':
+        return volumes.clone(command.cloneReplica!);
+      case 'resizeReplica':
+        return volumes.resize(command.resizeReplica!);
       default:
         throw new BlockwireError('BW_PROTOCOL', 'a command that this version of the node does not know');
     }

@@ -1,19 +1,41 @@
 /** What a node does with volumes: the store and the data plane together, one command of a volume at a time. */
+import { fdatasync } from 'node:fs';
+import { promisify } from 'node:util';
+import { errnoName } from '@blockwire/native/errors.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
+import { dirtyRegions, recoverReplica } from './store/recovery.ts';
+import { type ReplicaFiles, readRegions } from './store/replica-files.ts';
 import type { Replica, ReplicaStore } from './store/replica-store.ts';
+import { EBADMSG } from './worker/engine.ts';
+import type { VolumeOptions } from './worker/volume.ts';
 
 /** What volumes need of the data plane (data/data-plane.ts). */
 export interface VolumeServer {
-  add(volume: { id: string; fd: number; sizeBytes: number; generation: number }): Promise<void>;
+  add(volume: VolumeOptions): Promise<void>;
   remove(id: string): Promise<void>;
-  fence(id: string, generation: number): Promise<void>;
+  fence(id: string, generation: number, epoch: number): Promise<void>;
+  hold(id: string): Promise<void>;
+  unhold(id: string): Promise<void>;
+  resize(id: string, sizeBytes: number): Promise<void>;
 }
+
+const syncData = promisify(fdatasync);
 
 export interface EpochRequest {
   readonly volumeId: string;
   readonly generation: number;
   readonly epoch: number;
+}
+
+export interface SnapshotRequest {
+  readonly volumeId: string;
+  readonly snapshot: string;
+}
+
+export interface CloneRequest extends EpochRequest {
+  readonly sourceVolumeId: string;
+  readonly snapshot: string;
 }
 
 export class Volumes {
@@ -22,6 +44,7 @@ export class Volumes {
   readonly #log: Logger;
   /** Volumes whose file failed, with the errno; cleared by a restart. */
   readonly #failed = new Map<string, number>();
+  readonly #served = new Set<string>();
   /** The last command of each volume: the next one waits for it. */
   readonly #tails = new Map<string, Promise<unknown>>();
 
@@ -31,9 +54,35 @@ export class Volumes {
     this.#log = options.log;
   }
 
-  /** Serves every replica that the store could open. */
+  /**
+   * Serves every replica that the store could open: at once those that were closed cleanly, then, one after the other,
+   * those whose checksums have to be computed anew.
+   */
   async serveAll(): Promise<void> {
-    for (const replica of this.#store.replicas.values()) await this.#serve(replica);
+    const unclean: Replica[] = [];
+    for (const replica of [...this.#store.replicas.values()]) {
+      if (isClean(replica)) await this.#serveFound(replica);
+      else unclean.push(replica);
+    }
+    let before = Promise.resolve();
+    for (const replica of unclean) {
+      const earlier = before;
+      // Its commands wait for it from now on.
+      before = this.#inTurn(replica.descriptor.volumeId, async () => {
+        await earlier;
+        await this.#serveFound(replica);
+      });
+    }
+    await before;
+  }
+
+  /** What fails concerns this replica alone. */
+  async #serveFound(replica: Replica): Promise<void> {
+    try {
+      await this.#serve(replica);
+    } catch (error) {
+      this.#store.reject(replica.descriptor.volumeId, toBlockwireError(error, 'BW_REPLICA_DAMAGED'));
+    }
   }
 
   /** Creates and serves a replica. Safe to repeat. Throws what ReplicaStore.create throws. */
@@ -50,9 +99,14 @@ export class Volumes {
   /** Cuts the connections, then deletes. Safe to repeat. */
   delete(volumeId: string): Promise<void> {
     return this.#inTurn(volumeId, async () => {
-      if (this.#store.replicas.has(volumeId)) await this.#server.remove(volumeId);
+      const replica = this.#store.replicas.get(volumeId);
+      if (replica !== undefined) {
+        for (const name of replica.snapshots.keys()) await this.#server.remove(exportOf(volumeId, name));
+        await this.#server.remove(volumeId);
+      }
       this.#store.delete(volumeId);
       this.#failed.delete(volumeId);
+      this.#served.delete(volumeId);
       this.#log.info({ volume: volumeId }, 'replica deleted');
     });
   }
@@ -66,8 +120,74 @@ export class Volumes {
     return this.#inTurn(volumeId, async () => {
       this.#store.installEpoch(volumeId, generation, epoch);
       // Also when it is not news: the process may have ended between the two steps.
-      await this.#server.fence(volumeId, generation);
+      await this.#server.fence(volumeId, generation, epoch);
     });
+  }
+
+  /**
+   * Snapshots a replica: writes wait for the moment of the cloning. Safe to repeat. Throws BW_SNAPSHOT_UNSUPPORTED,
+   * BW_REPLICA_NOT_FOUND.
+   */
+  createSnapshot(request: SnapshotRequest): Promise<void> {
+    const { volumeId, snapshot } = request;
+    return this.#inTurn(volumeId, async () => {
+      const replica = this.#store.get(volumeId);
+      // What is written back before need not be while writes wait.
+      await syncData(replica.fd);
+      await this.#server.hold(volumeId);
+      let files: ReplicaFiles | null;
+      try {
+        files = await this.#store.createSnapshot(volumeId, snapshot, !this.#failed.has(volumeId));
+      } finally {
+        await this.#server.unhold(volumeId);
+      }
+      if (files === null) return;
+      await this.#serveFiles(files);
+      this.#log.info({ volume: volumeId, snapshot }, 'snapshot created');
+    });
+  }
+
+  /** Safe to repeat: a missing snapshot is success, a missing replica too. */
+  deleteSnapshot(request: SnapshotRequest): Promise<void> {
+    const { volumeId, snapshot } = request;
+    return this.#inTurn(volumeId, async () => {
+      const replica = this.#store.replicas.get(volumeId);
+      if (replica === undefined) return;
+      if (replica.snapshots.has(snapshot)) await this.#server.remove(exportOf(volumeId, snapshot));
+      this.#store.deleteSnapshot(volumeId, snapshot);
+      this.#log.info({ volume: volumeId, snapshot }, 'snapshot deleted');
+    });
+  }
+
+  /** A new replica from a snapshot of this node. Safe to repeat. Throws what ReplicaStore.cloneFromSnapshot throws. */
+  clone(request: CloneRequest): Promise<void> {
+    const { volumeId, sourceVolumeId, snapshot } = request;
+    const cloned = (): Promise<void> =>
+      this.#inTurn(volumeId, async () => {
+        const source = { volumeId: sourceVolumeId, snapshot };
+        const replica = await this.#store.cloneFromSnapshot(source, request);
+        if (replica === null) return;
+        await this.#serve(replica);
+        this.#log.info({ volume: volumeId, source: exportOf(sourceVolumeId, snapshot) }, 'replica cloned');
+      });
+    // In the turn of the source, whose snapshot must not go meanwhile.
+    return sourceVolumeId === volumeId ? cloned() : this.#inTurn(sourceVolumeId, cloned);
+  }
+
+  /** Makes a replica larger. Safe to repeat. Throws what ReplicaStore.resize throws. */
+  resize(request: { readonly volumeId: string; readonly sizeBytes: number }): Promise<void> {
+    const { volumeId, sizeBytes } = request;
+    return this.#inTurn(volumeId, async () => {
+      // Also when it is not news: the process may have ended between the two steps.
+      const grown = this.#store.resize(volumeId, sizeBytes);
+      await this.#server.resize(volumeId, sizeBytes);
+      if (grown) this.#log.info({ volume: volumeId, sizeBytes }, 'replica resized');
+    });
+  }
+
+  /** Makes everything durable after the data plane has stopped. */
+  seal(): void {
+    this.#store.seal((volumeId) => this.#failed.has(volumeId) || !this.#served.has(volumeId));
   }
 
   noteFailure(volumeId: string, errno: number): void {
@@ -77,14 +197,33 @@ export class Volumes {
   /** Per volume that is not well: what is wrong. */
   problems(): Record<string, string> {
     const problems: Record<string, string> = {};
-    for (const [id, errno] of this.#failed) problems[id] = `the data file failed with errno ${errno}`;
+    for (const [id, errno] of this.#failed) {
+      problems[id] =
+        errno === EBADMSG
+          ? 'a block does not match its checksum; reads of it fail'
+          : `the data file failed with ${errnoName(errno)}`;
+    }
     for (const [id, damage] of this.#store.damaged) problems[id] = damage.message;
     return problems;
   }
 
   async #serve(replica: Replica): Promise<void> {
-    const { volumeId, sizeBytes, generation } = replica.descriptor;
-    await this.#server.add({ id: volumeId, fd: replica.fd, sizeBytes, generation });
+    await this.#serveFiles(replica);
+    for (const snapshot of replica.snapshots.values()) await this.#serveFiles(snapshot);
+  }
+
+  async #serveFiles(files: ReplicaFiles): Promise<void> {
+    const { volumeId, sizeBytes, generation, epoch, snapshot } = files.descriptor;
+    await recoverReplica(files, this.#log);
+    const id = snapshot === null ? volumeId : exportOf(volumeId, snapshot);
+    const { fd, checksumsFd, regionsFd } = files;
+    const regions = readRegions(files).words;
+    const readOnly = snapshot !== null;
+    await this.#server.add({
+      ...{ id, fd, checksumsFd, regionsFd, regions },
+      ...{ sizeBytes, generation, epoch, readOnly },
+    });
+    this.#served.add(id);
   }
 
   async #inTurn(volumeId: string, action: () => Promise<void>): Promise<void> {
@@ -100,4 +239,15 @@ export class Volumes {
       if (this.#tails.get(volumeId) === tail) this.#tails.delete(volumeId);
     }
   }
+}
+
+/** Name of a snapshot's export. */
+function exportOf(volumeId: string, snapshot: string): string {
+  return `${volumeId}@${snapshot}`;
+}
+
+function isClean(replica: Replica): boolean {
+  return [replica, ...replica.snapshots.values()].every(
+    (files) => dirtyRegions(readRegions(files)).length === 0,
+  );
 }

@@ -58,6 +58,7 @@ export const ERROR_TABLE = {
   BW_REPLICA_NOT_FOUND: { http: 404, grpc: NOT_FOUND, nbd: NbdErrno.EINVAL },
   BW_REPLICA_EXISTS: { http: 409, grpc: ALREADY_EXISTS, nbd: NbdErrno.EINVAL },
   BW_REPLICA_DAMAGED: { http: 500, grpc: INTERNAL, nbd: NbdErrno.EIO },
+  BW_SNAPSHOT_UNSUPPORTED: { http: 501, grpc: FAILED_PRECONDITION, nbd: NbdErrno.ENOTSUP },
   BW_GENERATION_OLD: { http: 409, grpc: FAILED_PRECONDITION, nbd: NbdErrno.EPERM },
   BW_EPOCH_OLD: { http: 409, grpc: FAILED_PRECONDITION, nbd: NbdErrno.EPERM },
   BW_CONFLICT: { http: 409, grpc: FAILED_PRECONDITION, nbd: NbdErrno.EPERM },

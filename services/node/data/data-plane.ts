@@ -2,12 +2,14 @@
  * The main thread's side of the data workers: starts them, tells them which volumes there are, passes handed-over
  * connections on, and stops them. No request ever comes through here.
  */
+import { errnoName } from '@blockwire/native/errors.ts';
 import { native } from '@blockwire/native/native.ts';
 import { RingWorker } from '@blockwire/native/worker-loop.ts';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
+import type { VolumeOptions } from '../worker/volume.ts';
 import { type Listener, listen } from './listen.ts';
-import type { FromWorker, ToWorker, WorkerSettings } from './messages.ts';
+import type { ExportRecord, FromWorker, ToWorker, WorkerSettings } from './messages.ts';
 import { createStats } from './stats.ts';
 
 const SLOTS_PER_WORKER = 4096;
@@ -31,17 +33,11 @@ interface Pending {
   readonly resolve: (message: FromWorker) => void;
 }
 
-export interface ServedVolume {
-  readonly id: string;
-  readonly fd: number;
-  readonly sizeBytes: number;
-  readonly generation: number;
-}
-
 export class DataPlane {
   readonly #options: DataPlaneOptions;
   readonly #listener: Listener;
   readonly #workers: RingWorker[] = [];
+  readonly #records = new Map<string, ExportRecord>();
   readonly #pending = new Map<number, Pending>();
   readonly #ready: Promise<void>[] = [];
   #requests = 0;
@@ -74,23 +70,61 @@ export class DataPlane {
   }
 
   /** Serves a volume. The descriptor stays the caller's, who closes it after `remove`. */
-  async add(volume: ServedVolume): Promise<void> {
+  async add(volume: VolumeOptions): Promise<void> {
     const owner = ownerOf(volume.id, this.#workers.length);
     const opened = await this.#ask([owner], (request) => ({ type: 'open', request, ...volume }));
     const canPunchHole = opened.type === 'opened' && opened.canPunchHole;
-    const { id, sizeBytes, generation } = volume;
-    const record = { id, sizeBytes, generation, owner, canPunchHole };
+    const { id, sizeBytes, generation, readOnly } = volume;
+    await this.#publish({ id, sizeBytes, generation, readOnly, owner, canPunchHole });
+  }
+
+  async #publish(record: ExportRecord): Promise<void> {
+    this.#records.set(record.id, record);
     await this.#askAll((request) => ({ type: 'publish', request, record }));
   }
 
   /** Stops serving a volume; resolves when its connections are cut and nothing of theirs is at work. */
   async remove(id: string): Promise<void> {
+    this.#records.delete(id);
     await this.#askAll((request) => ({ type: 'retire', request, id }));
   }
 
-  /** Cuts the connections of lower generations; resolves when their last write is over. */
-  async fence(id: string, generation: number): Promise<void> {
+  /**
+   * Cuts the connections of lower generations; when their last write is over, regions with an intent get the epoch.
+   * Resolves when that is durable. Throws BW_IO.
+   */
+  async fence(id: string, generation: number, epoch: number): Promise<void> {
+    const record = this.#records.get(id);
+    if (record !== undefined) this.#records.set(id, { ...record, generation });
     await this.#askAll((request) => ({ type: 'fence', request, id, generation }));
+    await this.#askOwner(id, (request) => ({ type: 'tag', request, id, epoch }));
+  }
+
+  /** Holds writes back; resolves when none is at work. `unhold` must follow. */
+  async hold(id: string): Promise<void> {
+    await this.#askOwner(id, (request) => ({ type: 'hold', request, id }));
+  }
+
+  async unhold(id: string): Promise<void> {
+    await this.#askOwner(id, (request) => ({ type: 'unhold', request, id }));
+  }
+
+  /** The files are longer now: clients that connect from now on see the new size. */
+  async resize(id: string, sizeBytes: number): Promise<void> {
+    await this.#askOwner(id, (request) => ({ type: 'resize', request, id, sizeBytes }));
+    const record = this.#records.get(id);
+    if (record !== undefined) await this.#publish({ ...record, sizeBytes });
+  }
+
+  /** All in-sync replicas have every write that this one has acknowledged: clears its intents. Throws BW_IO. */
+  async checkpoint(id: string): Promise<void> {
+    await this.#askOwner(id, (request) => ({ type: 'checkpoint', request, id }));
+  }
+
+  async #askOwner(id: string, message: (request: number) => ToWorker): Promise<void> {
+    const answer = await this.#ask([ownerOf(id, this.#workers.length)], message);
+    if (answer.type !== 'done' || answer.errno === 0) return;
+    throw new BlockwireError('BW_IO', `the files of ${id} failed: ${errnoName(answer.errno)}`);
   }
 
   /** Cuts every connection, ends the workers, closes the listening socket. */
@@ -141,6 +175,12 @@ export class DataPlane {
         break;
       case 'connectionFailed':
         this.#options.log.info({ reason: message.reason }, 'a connection failed');
+        break;
+      case 'checksumFailed':
+        this.#options.log.error(
+          { volume: message.id, offset: message.offset },
+          'a block does not match its checksum: the disk gave back what was not written',
+        );
         break;
       case 'volumeFailed':
         this.#options.onVolumeFailed(message.id, message.errno);

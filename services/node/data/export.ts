@@ -2,6 +2,7 @@
 import {
   NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_HAS_FLAGS,
+  NBD_FLAG_READ_ONLY,
   NBD_FLAG_SEND_CACHE,
   NBD_FLAG_SEND_FAST_ZERO,
   NBD_FLAG_SEND_FLUSH,
@@ -22,15 +23,28 @@ const FLAGS =
   NBD_FLAG_CAN_MULTI_CONN;
 const FLAGS_WITH_HOLES = NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
 
+/** Contexts of our own. Status 1: yes; for every region of 1 MiB. */
+export const INTENT_CONTEXT = 'blockwire:intent';
+export const CHANGED_SINCE_PREFIX = 'blockwire:changed-since/';
+const CHANGED_SINCE = /^blockwire:changed-since\/(0|[1-9]\d{0,9})$/;
+
 export function describeExport(record: ExportRecord): ExportDescription {
   return {
     name: record.id,
     sizeBytes: record.sizeBytes,
-    transmissionFlags: FLAGS | (record.canPunchHole ? FLAGS_WITH_HOLES : 0),
+    transmissionFlags: flagsOf(record),
     // Any client works: parts of blocks are merged (engine.ts).
     blockSizeMinBytes: 1,
     blockSizePreferredBytes: 4096,
     payloadSizeMaxBytes: NBD_PAYLOAD_SIZE_BYTES_MAX,
-    metaContexts: ['base:allocation'],
+    metaContexts: ['base:allocation', INTENT_CONTEXT],
+    acceptsContext: (name) => CHANGED_SINCE.test(name),
   };
+}
+
+function flagsOf(record: ExportRecord): number {
+  if (record.readOnly) {
+    return NBD_FLAG_HAS_FLAGS | NBD_FLAG_READ_ONLY | NBD_FLAG_SEND_CACHE | NBD_FLAG_CAN_MULTI_CONN;
+  }
+  return FLAGS | (record.canPunchHole ? FLAGS_WITH_HOLES : 0);
 }

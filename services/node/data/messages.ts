@@ -1,5 +1,7 @@
 /** What the main thread and the data workers say to each other. Plain data; never on the path of a request. */
 import type { ReplyMode } from '@blockwire/proto/nbd/reply.ts';
+import type { StatusContext } from '../worker/block-status.ts';
+import type { VolumeOptions } from '../worker/volume.ts';
 
 export interface WorkerSettings {
   readonly index: number;
@@ -15,6 +17,8 @@ export interface ExportRecord {
   readonly id: string;
   readonly sizeBytes: number;
   readonly generation: number;
+  /** A snapshot. */
+  readonly readOnly: boolean;
   readonly owner: number;
   /** What its owner found the file system can do. */
   readonly canPunchHole: boolean;
@@ -26,34 +30,36 @@ export interface Handover {
   readonly volumeId: string;
   readonly generation: number;
   readonly replyMode: ReplyMode;
-  readonly allocationContextId: number;
+  readonly contexts: readonly StatusContext[];
   /** Received, but not used by the handshake. */
   readonly leftover: Uint8Array;
 }
 
 export type ToWorker =
   /** To the owner: opens the volume, and probes its file system. Answered by `opened`. */
-  | {
-      readonly type: 'open';
-      readonly request: number;
-      readonly id: string;
-      readonly fd: number;
-      readonly sizeBytes: number;
-      readonly generation: number;
-    }
+  | (VolumeOptions & { readonly type: 'open'; readonly request: number })
   /** To everyone: the export may be asked for. */
   | { readonly type: 'publish'; readonly request: number; readonly record: ExportRecord }
   /** To everyone: the export is unknown from now on. The owner answers when all of its connections are gone. */
   | { readonly type: 'retire'; readonly request: number; readonly id: string }
   /** To everyone: connections with a lower generation are cut. The owner answers when their last write is over. */
   | { readonly type: 'fence'; readonly request: number; readonly id: string; readonly generation: number }
+  /** To the owner: regions with an intent get this epoch; answered when that is durable. */
+  | { readonly type: 'tag'; readonly request: number; readonly id: string; readonly epoch: number }
+  /** To the owner: no write begins until `unhold`; answered when none is at work. */
+  | { readonly type: 'hold'; readonly request: number; readonly id: string }
+  | { readonly type: 'unhold'; readonly request: number; readonly id: string }
+  /** To the owner: the files are longer now. */
+  | { readonly type: 'resize'; readonly request: number; readonly id: string; readonly sizeBytes: number }
+  /** To the owner: what was written so far is on all in-sync replicas; answered when its intents are cleared. */
+  | { readonly type: 'checkpoint'; readonly request: number; readonly id: string }
   | { readonly type: 'adopt'; readonly handover: Handover }
   /** Cuts every connection and ends the loop. */
   | { readonly type: 'stop' };
 
 export type FromWorker =
   | { readonly type: 'ready'; readonly registeredMemory: boolean }
-  | { readonly type: 'done'; readonly request: number }
+  | { readonly type: 'done'; readonly request: number; readonly errno: number }
   | {
       readonly type: 'opened';
       readonly request: number;
@@ -62,4 +68,6 @@ export type FromWorker =
     }
   | { readonly type: 'handover'; readonly to: number; readonly handover: Handover }
   | { readonly type: 'connectionFailed'; readonly reason: string }
+  /** At most one a tick. */
+  | { readonly type: 'checksumFailed'; readonly id: string; readonly offset: number }
   | { readonly type: 'volumeFailed'; readonly id: string; readonly errno: number };

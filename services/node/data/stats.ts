@@ -24,6 +24,10 @@ const NAMES = [
   'overlapWaits',
   'memoryWaits',
   'readModifyWrites',
+  'checksumErrors',
+  'checksumRetries',
+  'regionWaits',
+  'regionPageWrites',
   'poolFreeBytes',
   'enters',
 ] as const;

@@ -9,7 +9,7 @@ import Type, { type Static } from 'typebox';
 import { Compile } from 'typebox/compile';
 
 export const DESCRIPTOR_FILE = 'descriptor.json';
-export const FORMAT_VERSION = 1;
+export const FORMAT_VERSION = 2;
 
 const Count = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 
@@ -23,6 +23,8 @@ const Descriptor = Type.Object(
     /** Highest generation and epoch that were installed here. */
     generation: Count,
     epoch: Count,
+    /** The snapshot's name, in a snapshot's directory; null in the replica's own. */
+    snapshot: Type.Union([Type.Null(), Type.String({ minLength: 1, maxLength: 128 })]),
   },
   { additionalProperties: false },
 );

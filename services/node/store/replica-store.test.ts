@@ -44,7 +44,9 @@ test('a replica is thin, whole blocks, and found again', (t) => {
   first.installEpoch('vol-1', 4, 5);
   first.close();
   const second = open(t, directory);
-  assert.deepEqual(second.get('vol-1').descriptor, { version: 1, ...VOL, generation: 4, epoch: 5 });
+  assert.deepEqual(second.get('vol-1').descriptor, {
+    ...{ version: 2, ...VOL, generation: 4, epoch: 5, snapshot: null },
+  });
   second.delete('vol-1');
   second.delete('vol-1');
   assert.throws(() => second.get('vol-1'), code('BW_REPLICA_NOT_FOUND'));
@@ -93,7 +95,7 @@ test('any damage to one replica leaves it out, says why, and keeps its bytes; le
   writeFileSync(path('torn'), text.slice(0, text.length / 2));
   writeFileSync(path('empty'), '');
   writeFileSync(path('foreign'), readFileSync(path('well')));
-  writeFileSync(path('future'), text.replace('"version": 1', '"version": 2'));
+  writeFileSync(path('future'), text.replace('"version": 2', '"version": 3'));
   writeFileSync(path('missing'), JSON.stringify({ version: 1, volumeId: 'missing' }));
   truncateSync(join(directory, 'replicas/cut/data'), MIB);
   mkdirSync(join(directory, 'replicas/.new-x'));
@@ -110,10 +112,10 @@ test('any damage to one replica leaves it out, says why, and keeps its bytes; le
 
 test('a descriptor is replaced as a whole', (t) => {
   const directory = temporaryDirectory(t);
-  writeDescriptor(directory, { version: 1, ...VOL });
+  writeDescriptor(directory, { version: 2, ...VOL, snapshot: null });
   writeFileSync(join(directory, 'descriptor.json.new'), 'half of a descr');
   assert.equal(readDescriptor(directory).volumeId, 'vol-1');
-  writeDescriptor(directory, { version: 1, ...VOL, epoch: 7 });
+  writeDescriptor(directory, { version: 2, ...VOL, epoch: 7, snapshot: null });
   assert.equal(readDescriptor(directory).epoch, 7);
   assert.deepEqual(readdirSync(directory), ['descriptor.json']);
 });

@@ -4,14 +4,14 @@
  *
  *   DATA/lock                          flock: one node per data directory
  *   DATA/node.json                     the node's id
- *   DATA/replicas/vol-…/descriptor.json, data
- *   DATA/replicas/.new-…, .deleted-…   left by a crash; removed at opening
+ *   DATA/replicas/vol-…/…              one replica's files: replica-files.ts
+ *   DATA/replicas/vol-…/snapshots/…/…  the same of each snapshot
+ *   .new-…, .deleted-… in either       left by a crash; removed at opening
  */
 import {
   closeSync,
   constants,
-  fsyncSync,
-  ftruncateSync,
+  existsSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -24,25 +24,27 @@ import { join } from 'node:path';
 import { native } from '@blockwire/native/native.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
+import { type Descriptor, FORMAT_VERSION, syncDirectory, writeDescriptor } from './descriptor.ts';
+import { EPOCH_MAX, REGION_DIRTY, type RegionTable } from './region-table.ts';
 import {
-  type Descriptor,
-  FORMAT_VERSION,
-  readDescriptor,
-  syncDirectory,
-  writeDescriptor,
-} from './descriptor.ts';
+  cloneReplicaFiles,
+  closeReplicaFiles,
+  createReplicaFiles,
+  DATA_FILE,
+  growReplicaFiles,
+  openReplicaFiles,
+  type ReplicaFiles,
+  readRegions,
+  sealReplicaFiles,
+} from './replica-files.ts';
 
-export const BLOCK_SIZE_BYTES = 4096;
-const DATA_FILE = 'data';
+const SNAPSHOTS = 'snapshots';
 /** Also an export name and a directory: no path, no hidden file, none of NBD's limits. */
 const ID_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
-export interface Replica {
-  readonly directory: string;
-  readonly fd: number;
-  /** False where the file system refuses O_DIRECT; then the page cache is between, and flush writes it back. */
-  readonly direct: boolean;
-  descriptor: Descriptor;
+export interface Replica extends ReplicaFiles {
+  /** By name. */
+  readonly snapshots: Map<string, ReplicaFiles>;
 }
 
 export interface ReplicaStoreOptions {
@@ -118,14 +120,11 @@ export class ReplicaStore {
    * Creates a replica, durably. Null when it is there already with the same size. Throws BW_REPLICA_EXISTS when it is
    * there with another size, BW_NOT_ENOUGH_SPACE, BW_INVALID_ARGUMENT.
    */
-  create(wanted: Omit<Descriptor, 'version'>): Replica | null {
+  create(wanted: Omit<Descriptor, 'version' | 'snapshot'>): Replica | null {
     const { volumeId, sizeBytes } = wanted;
-    if (!ID_PATTERN.test(volumeId)) {
-      throw new BlockwireError('BW_INVALID_ARGUMENT', `'${volumeId}' is no volume id`);
-    }
-    if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0) {
-      throw new BlockwireError('BW_INVALID_ARGUMENT', 'a volume has at least one byte');
-    }
+    requireName(volumeId, 'volume id');
+    requireSize(sizeBytes);
+    requireEpoch(wanted.epoch);
     if (this.#replicas.has(volumeId) || this.#damaged.has(volumeId)) {
       const existing = this.get(volumeId).descriptor.sizeBytes;
       if (existing === sizeBytes) return null;
@@ -134,26 +133,14 @@ export class ReplicaStore {
         `a replica of ${volumeId} with ${existing} bytes is here`,
       );
     }
-    const freeBytes = this.freeBytes();
-    if (sizeBytes > freeBytes) {
-      throw new BlockwireError(
-        'BW_NOT_ENOUGH_SPACE',
-        `${sizeBytes} bytes wanted, ${freeBytes} free on this node`,
-      );
-    }
+    this.#requireSpace(sizeBytes);
     const partial = join(this.#root, `.new-${volumeId}`);
     const directory = join(this.#root, volumeId);
     rmSync(partial, { recursive: true, force: true });
     mkdirSync(partial, { mode: 0o700 });
     try {
-      const fd = openSync(join(partial, DATA_FILE), 'wx', 0o600);
-      try {
-        ftruncateSync(fd, fileSizeOf(sizeBytes));
-        fsyncSync(fd);
-      } finally {
-        closeSync(fd);
-      }
-      writeDescriptor(partial, { version: FORMAT_VERSION, ...wanted });
+      createReplicaFiles(partial, sizeBytes);
+      writeDescriptor(partial, { version: FORMAT_VERSION, ...wanted, snapshot: null });
       renameSync(partial, directory);
       syncDirectory(this.#root);
     } catch (error) {
@@ -176,8 +163,10 @@ export class ReplicaStore {
       throw ioError(error, `deleting the replica of ${volumeId}`);
     }
     this.#replicas.delete(volumeId);
-    this.#damaged.delete(volumeId);
-    if (replica !== undefined) closeSync(replica.fd);
+    for (const id of this.#damaged.keys()) {
+      if (id === volumeId || id.startsWith(`${volumeId}@`)) this.#damaged.delete(id);
+    }
+    if (replica !== undefined) closeReplica(replica);
     rmSync(deleted, { recursive: true, force: true });
   }
 
@@ -188,6 +177,7 @@ export class ReplicaStore {
   installEpoch(volumeId: string, generation: number, epoch: number): boolean {
     const replica = this.get(volumeId);
     const { descriptor } = replica;
+    requireEpoch(epoch);
     if (generation < descriptor.generation) {
       throw new BlockwireError(
         'BW_GENERATION_OLD',
@@ -211,11 +201,174 @@ export class ReplicaStore {
     return generation > descriptor.generation;
   }
 
+  /**
+   * Snapshots a replica whose writes are held. Null when the snapshot is there already. Throws BW_SNAPSHOT_UNSUPPORTED,
+   * BW_INVALID_ARGUMENT.
+   * @param sound false when operations on the data failed: checksums may not match, and are computed anew at opening
+   */
+  async createSnapshot(volumeId: string, name: string, sound: boolean): Promise<ReplicaFiles | null> {
+    requireName(name, 'snapshot name');
+    const replica = this.get(volumeId);
+    if (replica.snapshots.has(name)) return null;
+    const root = join(replica.directory, SNAPSHOTS);
+    const partial = join(root, `.new-${name}`);
+    try {
+      mkdirSync(root, { recursive: true, mode: 0o700 });
+      rmSync(partial, { recursive: true, force: true });
+      mkdirSync(partial, { mode: 0o700 });
+      const regions = readRegions(replica);
+      // Data and checksums are copied in one state; what was not durable of the source is durable here.
+      if (sound) mapEntries(regions, (epoch, flags) => [epoch, flags & ~REGION_DIRTY]);
+      await cloneReplicaFiles(replica.directory, partial, replica.descriptor.sizeBytes, regions);
+      writeDescriptor(partial, { ...replica.descriptor, snapshot: name });
+      renameSync(partial, join(root, name));
+      syncDirectory(root);
+      syncDirectory(replica.directory);
+    } catch (error) {
+      rmSync(partial, { recursive: true, force: true });
+      throw ioError(error, `making the snapshot ${name} of ${volumeId}`);
+    }
+    return this.#openSnapshot(replica, name);
+  }
+
+  /** Deletes a snapshot that nobody serves any more; missing is no error. */
+  deleteSnapshot(volumeId: string, name: string): void {
+    requireName(name, 'snapshot name');
+    const replica = this.get(volumeId);
+    const root = join(replica.directory, SNAPSHOTS);
+    this.#damaged.delete(`${volumeId}@${name}`);
+    if (!existsSync(join(root, name))) return;
+    const deleted = join(root, `.deleted-${name}`);
+    try {
+      rmSync(deleted, { recursive: true, force: true });
+      renameSync(join(root, name), deleted);
+      syncDirectory(root);
+    } catch (error) {
+      throw ioError(error, `deleting the snapshot ${name} of ${volumeId}`);
+    }
+    const files = replica.snapshots.get(name);
+    replica.snapshots.delete(name);
+    if (files !== undefined) closeReplicaFiles(files);
+    rmSync(deleted, { recursive: true, force: true });
+  }
+
+  /**
+   * A new replica with the content of a snapshot, sharing its blocks. Null when it is there already with the same size.
+   * What the snapshot holds counts as written in the new volume's epoch. Throws what `create` throws, BW_NOT_FOUND and
+   * BW_SNAPSHOT_UNSUPPORTED.
+   */
+  async cloneFromSnapshot(
+    source: { readonly volumeId: string; readonly snapshot: string },
+    wanted: { readonly volumeId: string; readonly generation: number; readonly epoch: number },
+  ): Promise<Replica | null> {
+    const { volumeId, generation, epoch } = wanted;
+    requireName(volumeId, 'volume id');
+    requireEpoch(epoch);
+    const files = this.get(source.volumeId).snapshots.get(source.snapshot);
+    if (files === undefined) {
+      throw new BlockwireError('BW_NOT_FOUND', `${source.volumeId} has no snapshot ${source.snapshot} here`);
+    }
+    const { sizeBytes } = files.descriptor;
+    if (this.#replicas.has(volumeId) || this.#damaged.has(volumeId)) {
+      if (this.get(volumeId).descriptor.sizeBytes === sizeBytes) return null;
+      throw new BlockwireError('BW_REPLICA_EXISTS', `a replica of ${volumeId} with another size is here`);
+    }
+    this.#requireSpace(sizeBytes);
+    const partial = join(this.#root, `.new-${volumeId}`);
+    rmSync(partial, { recursive: true, force: true });
+    mkdirSync(partial, { mode: 0o700 });
+    try {
+      const regions = readRegions(files);
+      mapEntries(regions, (tag, flags) =>
+        tag === 0 && flags === 0 ? [0, 0] : [epoch, flags & REGION_DIRTY],
+      );
+      await cloneReplicaFiles(files.directory, partial, sizeBytes, regions);
+      const descriptor = {
+        version: FORMAT_VERSION,
+        volumeId,
+        sizeBytes,
+        generation,
+        epoch,
+        snapshot: null,
+      } as const;
+      writeDescriptor(partial, descriptor);
+      renameSync(partial, join(this.#root, volumeId));
+      syncDirectory(this.#root);
+    } catch (error) {
+      rmSync(partial, { recursive: true, force: true });
+      throw ioError(error, `cloning ${source.volumeId}@${source.snapshot}`);
+    }
+    return this.#open(volumeId);
+  }
+
+  /**
+   * Makes a replica larger, durably. False when it has that size. Throws BW_INVALID_ARGUMENT for a smaller one,
+   * BW_NOT_ENOUGH_SPACE.
+   */
+  resize(volumeId: string, sizeBytes: number): boolean {
+    requireSize(sizeBytes);
+    const replica = this.get(volumeId);
+    const { descriptor } = replica;
+    if (sizeBytes === descriptor.sizeBytes) return false;
+    if (sizeBytes < descriptor.sizeBytes) {
+      throw new BlockwireError(
+        'BW_INVALID_ARGUMENT',
+        `${volumeId} has ${descriptor.sizeBytes} bytes; it cannot shrink`,
+      );
+    }
+    this.#requireSpace(sizeBytes - descriptor.sizeBytes);
+    const updated = { ...descriptor, sizeBytes };
+    try {
+      growReplicaFiles(replica, sizeBytes);
+      writeDescriptor(replica.directory, updated);
+    } catch (error) {
+      throw ioError(error, `resizing the replica of ${volumeId}`);
+    }
+    replica.descriptor = updated;
+    return true;
+  }
+
+  /**
+   * After the last write of a clean stop: makes everything durable, so that the next opening recomputes nothing. Replicas
+   * whose files failed are left as they are.
+   */
+  seal(failed: (volumeId: string) => boolean): void {
+    for (const [volumeId, replica] of this.#replicas) {
+      if (failed(volumeId)) continue;
+      try {
+        sealReplicaFiles(replica);
+      } catch (error) {
+        this.#options.log.error(
+          { volume: volumeId, err: error },
+          'not sealed; the next start computes checksums anew',
+        );
+      }
+    }
+  }
+
   /** Closes everything and gives the directory free. */
   close(): void {
-    for (const { fd } of this.#replicas.values()) closeSync(fd);
+    for (const replica of this.#replicas.values()) closeReplica(replica);
     this.#replicas.clear();
     closeSync(this.#lockFd);
+  }
+
+  /** A replica turned out, after its opening, to be one that cannot be served. */
+  reject(volumeId: string, damage: BlockwireError): void {
+    const replica = this.#replicas.get(volumeId);
+    if (replica !== undefined) closeReplica(replica);
+    this.#replicas.delete(volumeId);
+    this.#damaged.set(volumeId, damage);
+    this.#options.log.error({ volume: volumeId, err: damage }, 'a replica is damaged and not served');
+  }
+
+  #requireSpace(wantedBytes: number): void {
+    const freeBytes = this.freeBytes();
+    if (wantedBytes <= freeBytes) return;
+    throw new BlockwireError(
+      'BW_NOT_ENOUGH_SPACE',
+      `${wantedBytes} bytes wanted, ${freeBytes} free on this node`,
+    );
   }
 
   #openFound(name: string): void {
@@ -234,48 +387,64 @@ export class ReplicaStore {
 
   #open(volumeId: string): Replica {
     const directory = join(this.#root, volumeId);
-    const descriptor = readDescriptor(directory);
-    const path = join(directory, DATA_FILE);
-    if (descriptor.volumeId !== volumeId) {
-      throw new BlockwireError(
-        'BW_REPLICA_DAMAGED',
-        `${directory} holds the descriptor of ${descriptor.volumeId}`,
-      );
-    }
-    const { fd, direct } = openData(path);
-    const found = statSync(path).size;
-    if (found < fileSizeOf(descriptor.sizeBytes)) {
-      closeSync(fd);
-      throw new BlockwireError(
-        'BW_REPLICA_DAMAGED',
-        `${path} has ${found} bytes, ${fileSizeOf(descriptor.sizeBytes)} expected: it was cut`,
-      );
-    }
-    if (!direct) {
+    const files = openReplicaFiles(directory, volumeId, null);
+    if (!files.direct) {
       this.#options.log.warn({ volume: volumeId }, 'the file system refuses O_DIRECT; using the page cache');
     }
-    const replica = { directory, fd, direct, descriptor };
+    const replica: Replica = { ...files, snapshots: new Map() };
     this.#replicas.set(volumeId, replica);
+    const snapshots = join(directory, SNAPSHOTS);
+    for (const name of existsSync(snapshots) ? readdirSync(snapshots) : []) {
+      if (name.startsWith('.')) {
+        rmSync(join(snapshots, name), { recursive: true, force: true });
+        continue;
+      }
+      try {
+        this.#openSnapshot(replica, name);
+      } catch (error) {
+        const damage = toBlockwireError(error, 'BW_REPLICA_DAMAGED');
+        this.#damaged.set(`${volumeId}@${name}`, damage);
+        this.#options.log.error(
+          { volume: volumeId, snapshot: name, err: damage },
+          'a snapshot is damaged and not served',
+        );
+      }
+    }
     return replica;
   }
-}
 
-function fileSizeOf(sizeBytes: number): number {
-  return Math.ceil(sizeBytes / BLOCK_SIZE_BYTES) * BLOCK_SIZE_BYTES;
-}
-
-/**
- * O_NONBLOCK: io_uring then tries inline on file systems that do not declare themselves (tmpfs), instead of handing
- * every operation to a kernel thread (io_uring/rw.c, io_file_supports_nowait). Elsewhere it changes nothing.
- */
-function openData(path: string): { fd: number; direct: boolean } {
-  const flags = constants.O_RDWR | constants.O_NONBLOCK;
-  try {
-    return { fd: openSync(path, flags | constants.O_DIRECT), direct: true };
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
-    return { fd: openSync(path, flags), direct: false };
+  #openSnapshot(replica: Replica, name: string): ReplicaFiles {
+    const files = openReplicaFiles(
+      join(replica.directory, SNAPSHOTS, name),
+      replica.descriptor.volumeId,
+      name,
+    );
+    replica.snapshots.set(name, files);
+    return files;
   }
+}
+
+function closeReplica(replica: Replica): void {
+  for (const files of [replica, ...replica.snapshots.values()]) closeReplicaFiles(files);
+}
+
+function mapEntries(table: RegionTable, entry: (epoch: number, flags: number) => [number, number]): void {
+  for (let region = 0; region < table.count; region++) {
+    table.set(region, ...entry(table.epochOf(region), table.flagsOf(region)));
+  }
+}
+
+function requireName(name: string, what: string): void {
+  if (!ID_PATTERN.test(name)) throw new BlockwireError('BW_INVALID_ARGUMENT', `'${name}' is no ${what}`);
+}
+
+function requireSize(sizeBytes: number): void {
+  if (Number.isSafeInteger(sizeBytes) && sizeBytes > 0) return;
+  throw new BlockwireError('BW_INVALID_ARGUMENT', 'a volume has at least one byte');
+}
+
+function requireEpoch(epoch: number): void {
+  if (epoch > EPOCH_MAX) throw new BlockwireError('BW_INVALID_ARGUMENT', `epochs end at ${EPOCH_MAX}`);
 }
 
 function ioError(error: unknown, doing: string): BlockwireError {

@@ -1,6 +1,7 @@
 /** The state of one client connection. What moves it: receiver.ts (requests), transmitter.ts (replies), server.ts. */
 import { REPLY_SIMPLE, type ReplyMode } from '@blockwire/proto/nbd/reply.ts';
 import type { ServerHandshake } from '@blockwire/proto/nbd/server-handshake.ts';
+import type { StatusContext } from './block-status.ts';
 import { NO_BLOCK } from './buffer-pool.ts';
 import { NO_SLOT, SlotQueue } from './slots.ts';
 import type { Volume } from './volume.ts';
@@ -32,8 +33,8 @@ export class Connection {
   generation = 0;
   volume: Volume | null = null;
   replyMode: ReplyMode = REPLY_SIMPLE;
-  /** Id of the selected `base:allocation` context, or 0. */
-  allocationContextId = 0;
+  /** The metadata contexts that were selected. */
+  contexts: readonly StatusContext[] = [];
 
   // Receiving: [rxHead, rxTail) of the block at rxAt is not parsed yet.
   rxAt = NO_BLOCK;

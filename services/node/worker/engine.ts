@@ -1,18 +1,22 @@
 /**
  * Requests on the disk: each slot goes through a few steps, each step one operation of the kernel.
  *
- *   READ                       read ──────────────────────────────────────▶ done
- *   WRITE, whole blocks        write (FUA: durable) ──────────────────────▶ done
+ *   READ                       read ─▶ verify ────────────────────────────▶ done
+ *   WRITE, whole blocks        write (FUA: durable) ─▶ checksums ─────────▶ done
  *   WRITE, parts of blocks     read head ─▶ read tail ─▶ merge ─▶ write ──▶ done
- *   TRIM, WRITE_ZEROES         punch (NO_HOLE: zero, or punch and allocate) ─▶ FUA: sync ─▶ done
+ *   WRITE_ZEROES               parts of blocks as above ─▶ punch (NO_HOLE: zero, or punch and allocate) ─▶ FUA: sync ─▶ done
+ *   TRIM                       punch ─▶ FUA: sync ────────────────────────▶ done
  *   FLUSH                      sync ──────────────────────────────────────▶ done
  *
- * What writes waits for overlapping writes first (write-order.ts). Files are used in blocks of 4096 bytes, whatever
- * the client asks: O_DIRECT needs whole sectors.
+ * What writes waits for overlapping writes first (write-order.ts), then until its regions are marked on the disk
+ * (integrity.ts). Everything read is verified, also for a merge. A read beside a write in flight may see half of it: it is
+ * done once more with its range to itself before a mismatch counts. Files are used in blocks of 4096 bytes, whatever the
+ * client asks: O_DIRECT needs whole sectors.
  */
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import { Stat } from '../data/stats.ts';
 import { BLOCK_BYTES_MAX, type BufferPool, NO_BLOCK, orderFor, UNIT_BYTES } from './buffer-pool.ts';
+import { ChecksumBatch } from './checksum-batch.ts';
 import type { Connection } from './connection.ts';
 import {
   FALLOC_FL_KEEP_SIZE,
@@ -35,6 +39,8 @@ const STEP_READ_HEAD = 4;
 const STEP_READ_TAIL = 5;
 const STEP_DEALLOCATE = 6;
 const STEP_ALLOCATE = 7;
+const STEP_READ_EDGE = 8;
+const STEP_WRITE_EDGE = 9;
 
 const PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 const ZERO = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
@@ -46,6 +52,9 @@ const EFBIG = 27;
 const ENOSPC = 28;
 const EROFS = 30;
 const EDQUOT = 122;
+const EIO = 5;
+/** What a block that does not match its checksum is told as: the errno of ext4 and btrfs for it. */
+export const EBADMSG = 74;
 
 /** The NBD error of a positive errno. */
 export function nbdErrorOf(errno: number): number {
@@ -91,6 +100,10 @@ export interface EngineHost {
   roomFreed(connection: Connection): void;
   /** An operation on the volume's file failed with this errno. */
   volumeFailed(volume: Volume, errno: number): void;
+  /** A block's content is not what was written. */
+  checksumFailed(volume: Volume, block: number): void;
+  /** A page of the volume's region map has changed: it must become durable. */
+  regionsChanged(volume: Volume, page: number): void;
 }
 
 export class Engine {
@@ -102,6 +115,11 @@ export class Engine {
   readonly #stats: Float64Array;
   readonly #granted = new SlotQueue();
   readonly #dropped = new SlotQueue();
+  readonly #batch: ChecksumBatch;
+  readonly #waiting = new SlotQueue();
+  /** The volume whose regions are being marked. */
+  #marking: Volume | null = null;
+  readonly #pageChanged = (page: number): void => this.#host.regionsChanged(this.#marking!, page);
 
   constructor(parts: {
     slots: Slots;
@@ -116,6 +134,7 @@ export class Engine {
     this.#memory = parts.io.memory;
     this.#host = parts.host;
     this.#stats = parts.stats;
+    this.#batch = new ChecksumBatch(parts.io, parts.slots.count, parts.pool.sizeBytes / UNIT_BYTES);
   }
 
   /**
@@ -136,7 +155,7 @@ export class Engine {
     if (withScratch) {
       scratch = this.#pool.allocate(0);
       if (scratch === NO_BLOCK) {
-        this.#pool.free(block, order);
+        if (block !== NO_BLOCK) this.#pool.free(block, order);
         return NO_SLOT;
       }
     }
@@ -175,12 +194,35 @@ export class Engine {
       this.#read(slot, STEP_READ, start, end - start, slots.buffer[slot]!);
     } else if (type === nbd.NBD_CMD_FLUSH) {
       this.#sync(slot);
+    } else if (type === nbd.NBD_CMD_TRIM) {
+      // A hint: parts of blocks are left alone.
+      const last = this.#wholeEndOf(slot);
+      slots.wholeEnd[slot] = last;
+      if (blockEnd(offset) >= last) this.#settle(slot, nbd.NBD_OK);
+      else this.#acquire(slot, blockEnd(offset), last);
     } else {
-      slots.rangeStart[slot] = start;
-      slots.rangeEnd[slot] = end;
-      if (this.#volumeOf(slot).order.acquire(slot)) this.#beginWrite(slot);
-      else this.#count(Stat.overlapWaits, 1);
+      slots.wholeEnd[slot] = this.#wholeEndOf(slot);
+      this.#acquire(slot, start, end);
     }
+  }
+
+  #acquire(slot: number, start: number, end: number): void {
+    this.#slots.rangeStart[slot] = start;
+    this.#slots.rangeEnd[slot] = end;
+    if (this.#volumeOf(slot).order.acquire(slot)) this.#beginWrite(slot);
+    else this.#count(Stat.overlapWaits, 1);
+  }
+
+  /** Whether a request needs a block to merge parts of blocks in. */
+  mergesZeroes(volume: Volume, offset: number, length: number): boolean {
+    const end = offset + length;
+    return withinBlock(offset) !== 0 || (withinBlock(end) !== 0 && end !== volume.sizeBytes);
+  }
+
+  /** Where the whole blocks of a request end; the volume's last block counts as whole. */
+  #wholeEndOf(slot: number): number {
+    const end = this.#slots.offset[slot]! + this.#slots.length[slot]!;
+    return end === this.#volumeOf(slot).sizeBytes ? blockEnd(end) : end - withinBlock(end);
   }
 
   /** Reads the next part of a long read into the slot's block: `offset` and `length` lie within one part. */
@@ -199,27 +241,117 @@ export class Engine {
     }
     switch (slots.step[slot]) {
       case STEP_READ:
-        if (this.#transferred(slot, result)) this.#finish(slot, nbd.NBD_OK);
-        break;
       case STEP_WRITE:
-        if (this.#transferred(slot, result)) this.#finish(slot, nbd.NBD_OK);
-        break;
       case STEP_READ_HEAD:
-        if (this.#transferred(slot, result)) this.#mergeHead(slot);
-        break;
       case STEP_READ_TAIL:
-        if (this.#transferred(slot, result)) this.#mergeTail(slot);
+      case STEP_READ_EDGE:
+      case STEP_WRITE_EDGE:
+        if (this.#transferred(slot, result)) {
+          this.#batch.add(slot, slots.spanAt[slot]!, slots.spanLength[slot]! / UNIT_BYTES);
+        }
         break;
       case STEP_DEALLOCATE:
         if (this.#mustAllocate(slot)) this.#fallocate(slot, STEP_ALLOCATE, FALLOC_FL_KEEP_SIZE);
-        else this.#finishRange(slot);
+        else this.#deallocated(slot);
         break;
       case STEP_ALLOCATE:
-        this.#finishRange(slot);
+        this.#deallocated(slot);
         break;
       default:
         this.#finish(slot, nbd.NBD_OK);
     }
+  }
+
+  /** After a batch of completions: checksums of all that was read and written, then each goes on. */
+  settleBatch(): void {
+    const batch = this.#batch;
+    if (batch.count === 0) return;
+    batch.compute();
+    for (let entry = 0; entry < batch.count; entry++) this.#checked(entry, batch.slots[entry]!);
+    batch.clear();
+  }
+
+  #checked(entry: number, slot: number): void {
+    const slots = this.#slots;
+    const volume = this.#volumeOf(slot);
+    const { integrity } = volume;
+    const step = slots.step[slot]!;
+    const first = slots.spanOffset[slot]! / UNIT_BYTES;
+    const count = slots.spanLength[slot]! / UNIT_BYTES;
+    if (step === STEP_WRITE || step === STEP_WRITE_EDGE) {
+      this.#batch.store(entry, integrity.checksums, first, count);
+      if (step === STEP_WRITE) this.#finish(slot, nbd.NBD_OK);
+      else this.#nextEdge(slot, slots.spanOffset[slot]! + UNIT_BYTES);
+      return;
+    }
+    const wrong = this.#batch.mismatch(entry, integrity.checksums, first, count);
+    if (wrong !== -1 && !this.#excused(entry, slot, volume, wrong, first, count)) return;
+    switch (step) {
+      case STEP_READ:
+        this.#finish(slot, nbd.NBD_OK);
+        break;
+      case STEP_READ_HEAD:
+        this.#mergeHead(slot);
+        break;
+      case STEP_READ_TAIL:
+        this.#mergeTail(slot);
+        break;
+      default:
+        this.#zeroEdge(slot);
+    }
+  }
+
+  /** A mismatch: true when the content is to be taken all the same. Else the slot reads again, or has failed. */
+  #excused(
+    entry: number,
+    slot: number,
+    volume: Volume,
+    wrong: number,
+    first: number,
+    count: number,
+  ): boolean {
+    const slots = this.#slots;
+    if (slots.orderIndex[slot] === -1 && !volume.readOnly) {
+      // A write may be under way, or have been: once more, with no write beside it.
+      this.#count(Stat.checksumRetries, 1);
+      this.#acquire(slot, slots.spanOffset[slot]!, slots.spanOffset[slot]! + slots.spanLength[slot]!);
+      return false;
+    }
+    const { integrity } = volume;
+    if (integrity.isUnknown(wrong)) {
+      this.#batch.store(entry, integrity.checksums, first, count);
+      return true;
+    }
+    this.#count(Stat.checksumErrors, 1);
+    this.#host.checksumFailed(volume, wrong);
+    this.#host.volumeFailed(volume, EBADMSG);
+    this.#finish(slot, nbd.NBD_EIO);
+    return false;
+  }
+
+  /** A page of region entries is durable, or failed with an errno: writes that waited for it begin, or fail. */
+  regionsCommitted(volume: Volume, pageStart: number, pageEnd: number, errno: number): void {
+    const { integrity } = volume;
+    const slots = this.#slots;
+    if (integrity.waiting.isEmpty) return;
+    this.#waiting.head = integrity.waiting.head;
+    this.#waiting.tail = integrity.waiting.tail;
+    integrity.waiting.clear();
+    for (;;) {
+      const slot = this.#waiting.shift(slots);
+      if (slot === NO_SLOT) return;
+      const start = slots.rangeStart[slot]!;
+      const end = slots.rangeEnd[slot]!;
+      if (integrity.isArmed(start, end)) this.#beginArmed(slot);
+      else if (errno !== 0 && start < pageEnd && end > pageStart) this.#finish(slot, nbdErrorOf(errno));
+      else integrity.waiting.push(slots, slot);
+    }
+  }
+
+  /** Ends a hold of the volume's order: what waited begins. */
+  unhold(volume: Volume): void {
+    volume.order.unhold(this.#granted);
+    this.#startGranted();
   }
 
   /** Forgets the requests of a closing connection that wait for others; what is on the disk runs to its end. */
@@ -234,7 +366,29 @@ export class Engine {
     this.#startGranted();
   }
 
+  /** The range is the slot's own. */
   #beginWrite(slot: number): void {
+    const slots = this.#slots;
+    if (slots.type[slot] === nbd.NBD_CMD_READ) {
+      this.#read(slot, STEP_READ, slots.spanOffset[slot]!, slots.spanLength[slot]!, slots.spanAt[slot]!);
+      return;
+    }
+    const volume = this.#volumeOf(slot);
+    const { integrity } = volume;
+    const start = slots.rangeStart[slot]!;
+    const end = slots.rangeEnd[slot]!;
+    if (integrity.begin(start, end)) {
+      this.#beginArmed(slot);
+      return;
+    }
+    this.#count(Stat.regionWaits, 1);
+    this.#marking = volume;
+    integrity.mark(start, end, this.#pageChanged);
+    integrity.waiting.push(slots, slot);
+  }
+
+  /** Its regions are marked on the disk. */
+  #beginArmed(slot: number): void {
     const slots = this.#slots;
     switch (slots.type[slot]) {
       case nbd.NBD_CMD_WRITE: {
@@ -247,11 +401,43 @@ export class Engine {
       case nbd.NBD_CMD_TRIM:
         this.#fallocate(slot, STEP_DEALLOCATE, PUNCH);
         break;
-      default: {
-        const zero = this.#noHole(slot) && this.#volumeOf(slot).canZeroRange;
-        this.#fallocate(slot, STEP_DEALLOCATE, zero ? ZERO : PUNCH);
-      }
+      default:
+        this.#nextEdge(slot, slots.rangeStart[slot]!);
     }
+  }
+
+  // Write zeroes: the parts of blocks at both ends are read, verified and written, then what is between is deallocated.
+
+  /** The first edge at or behind a file offset; else what is between the edges. */
+  #nextEdge(slot: number, from: number): void {
+    const slots = this.#slots;
+    const offset = slots.offset[slot]!;
+    const start = slots.rangeStart[slot]!;
+    const wholeStart = blockEnd(offset);
+    const wholeEnd = this.#slots.wholeEnd[slot]!;
+    const scratch = slots.scratch[slot]!;
+    if (from === start && wholeStart > start) {
+      this.#read(slot, STEP_READ_EDGE, start, UNIT_BYTES, scratch);
+    } else if (from <= wholeEnd && wholeEnd < slots.rangeEnd[slot]!) {
+      this.#read(slot, STEP_READ_EDGE, wholeEnd, UNIT_BYTES, scratch);
+    } else if (wholeStart < wholeEnd) {
+      const zero = this.#noHole(slot) && this.#volumeOf(slot).canZeroRange;
+      this.#fallocate(slot, STEP_DEALLOCATE, zero ? ZERO : PUNCH);
+    } else {
+      this.#finishRange(slot);
+    }
+  }
+
+  /** The block in scratch is one of the edges: zeroes in, and back to the disk. */
+  #zeroEdge(slot: number): void {
+    const slots = this.#slots;
+    const at = slots.spanOffset[slot]!;
+    const scratch = slots.scratch[slot]!;
+    const from = Math.max(at, slots.offset[slot]!) - at;
+    const to = Math.min(at + UNIT_BYTES, slots.offset[slot]! + slots.length[slot]!) - at;
+    this.#memory.bytes.fill(0, scratch + from, scratch + to);
+    this.#span(slot, STEP_WRITE_EDGE, at, UNIT_BYTES, scratch);
+    this.#io.write(this.#volumeOf(slot).fd, at, scratch, UNIT_BYTES, this.#isDurable(slot), slot);
   }
 
   // A write of parts of blocks: the missing bytes of the first and the last block are read and put around the payload.
@@ -308,7 +494,7 @@ export class Engine {
   // Operations
 
   #read(slot: number, step: number, offset: number, length: number, at: number): void {
-    this.#note(slot, step, offset, length, at);
+    this.#span(slot, step, offset, length, at);
     this.#io.read(this.#volumeOf(slot).fd, offset, at, length, slot);
   }
 
@@ -317,7 +503,7 @@ export class Engine {
     const start = slots.rangeStart[slot]!;
     const length = slots.rangeEnd[slot]! - start;
     const at = slots.buffer[slot]!;
-    this.#note(slot, STEP_WRITE, start, length, at);
+    this.#span(slot, STEP_WRITE, start, length, at);
     this.#io.write(this.#volumeOf(slot).fd, start, at, length, this.#isDurable(slot), slot);
   }
 
@@ -329,7 +515,17 @@ export class Engine {
   #fallocate(slot: number, step: number, mode: number): void {
     const slots = this.#slots;
     slots.step[slot] = step;
-    this.#io.fallocate(this.#volumeOf(slot).fd, mode, slots.offset[slot]!, slots.length[slot]!, slot);
+    const start = blockEnd(slots.offset[slot]!);
+    this.#io.fallocate(this.#volumeOf(slot).fd, mode, start, this.#slots.wholeEnd[slot]! - start, slot);
+  }
+
+  /** A transfer of whole blocks, all of it. */
+  #span(slot: number, step: number, offset: number, length: number, at: number): void {
+    const slots = this.#slots;
+    slots.spanOffset[slot] = offset;
+    slots.spanLength[slot] = length;
+    slots.spanAt[slot] = at;
+    this.#note(slot, step, offset, length, at);
   }
 
   #note(slot: number, step: number, offset: number, length: number, at: number): void {
@@ -346,19 +542,24 @@ export class Engine {
     const rest = slots.ioLength[slot]! - result;
     if (rest === 0) return true;
     if (result === 0 || (result & BLOCK_MASK) !== 0) {
-      this.#diskError(slot, 5);
+      this.#diskError(slot, EIO);
       return false;
     }
     const offset = slots.ioOffset[slot]! + result;
     const at = slots.ioAt[slot]! + result;
     const step = slots.step[slot]!;
-    if (step === STEP_WRITE) {
-      this.#note(slot, step, offset, rest, at);
+    this.#note(slot, step, offset, rest, at);
+    if (step === STEP_WRITE || step === STEP_WRITE_EDGE) {
       this.#io.write(this.#volumeOf(slot).fd, offset, at, rest, this.#isDurable(slot), slot);
     } else {
-      this.#read(slot, step, offset, rest, at);
+      this.#io.read(this.#volumeOf(slot).fd, offset, at, rest, slot);
     }
     return false;
+  }
+
+  #deallocated(slot: number): void {
+    this.#volumeOf(slot).integrity.zeroed(blockEnd(this.#slots.offset[slot]!), this.#slots.wholeEnd[slot]!);
+    this.#finishRange(slot);
   }
 
   /** Trim and write zeroes: durable if the client asked, then done. */
@@ -385,15 +586,23 @@ export class Engine {
 
   #diskError(slot: number, errno: number): void {
     const volume = this.#volumeOf(slot);
+    const step = this.#slots.step[slot]!;
     this.#count(Stat.ioErrors, 1);
     this.#host.volumeFailed(volume, errno);
+    if (writesData(step)) {
+      volume.integrity.noteUnknown(this.#slots.rangeStart[slot]!, this.#slots.rangeEnd[slot]!);
+    }
     this.#finish(slot, nbdErrorOf(errno));
   }
 
   #finish(slot: number, error: number): void {
     const slots = this.#slots;
     const ordered = slots.orderIndex[slot] !== -1;
-    if (ordered) this.#volumeOf(slot).order.release(slot, this.#granted);
+    if (ordered) {
+      const { integrity, order } = this.#volumeOf(slot);
+      integrity.written(slots.rangeStart[slot]!, slots.rangeEnd[slot]!);
+      order.release(slot, this.#granted);
+    }
     this.#settle(slot, error);
     if (ordered && !this.#granted.isEmpty) this.#startGranted();
   }
@@ -453,4 +662,10 @@ export class Engine {
   #count(stat: number, amount: number): void {
     this.#stats[stat] = this.#stats[stat]! + amount;
   }
+}
+
+function writesData(step: number): boolean {
+  return (
+    step === STEP_WRITE || step === STEP_WRITE_EDGE || step === STEP_DEALLOCATE || step === STEP_ALLOCATE
+  );
 }

@@ -25,6 +25,13 @@ export interface NodeMemory {
   readonly address: number;
 }
 
+/** The 32-bit words of a file, shared with it. */
+export interface MappedWords {
+  readonly words: Uint32Array;
+  /** Nothing may use the words afterwards. */
+  release(): void;
+}
+
 export interface CompletionSink {
   complete(operation: number, data: number, result: number): void;
 }
@@ -54,4 +61,13 @@ export interface NodeIo {
   write(fd: number, offset: number, at: number, lengthBytes: number, durable: boolean, slot: number): void;
   dataSync(fd: number, slot: number): void;
   fallocate(fd: number, mode: number, offset: number, lengthBytes: number, slot: number): void;
+
+  // These answer at once.
+  /** Where data begins at or behind `offset`, or where a hole does; a negative errno (ENXIO: no data from there on). */
+  seekData(fd: number, offset: number): number;
+  seekHole(fd: number, offset: number): number;
+  /** The first `count` words of a file. */
+  mapWords(fd: number, count: number, writable: boolean): MappedWords;
+  /** CRC32C of each of `count` blocks of 4096 bytes at these addresses (position + memory.address). */
+  checksumBlocks(addresses: Float64Array, count: number, out: Uint32Array): void;
 }

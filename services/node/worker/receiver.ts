@@ -21,6 +21,7 @@ import {
   requestType,
 } from '@blockwire/proto/nbd/request.ts';
 import { Stat } from '../data/stats.ts';
+import { encodeBlockStatus, STATUS_BLOCK_BYTES } from './block-status.ts';
 import { type Connection, DRAINING, TRANSMISSION } from './connection.ts';
 import { type Engine, PART_BYTES_MAX, spanOf, withinBlock } from './engine.ts';
 import type { NodeIo } from './node-io.ts';
@@ -208,9 +209,12 @@ export class Receiver {
       return nbd.NBD_EINVAL;
     }
     if (type === nbd.NBD_CMD_FLUSH) return nbd.NBD_OK;
-    if (type === nbd.NBD_CMD_BLOCK_STATUS && connection.allocationContextId === 0) return nbd.NBD_EINVAL;
+    if (type === nbd.NBD_CMD_BLOCK_STATUS && connection.contexts.length === 0) return nbd.NBD_EINVAL;
     if (movesData(type) && length > nbd.NBD_PAYLOAD_SIZE_BYTES_MAX) return nbd.NBD_EINVAL;
     const volume = connection.volume!;
+    const writes =
+      type === nbd.NBD_CMD_WRITE || type === nbd.NBD_CMD_WRITE_ZEROES || type === nbd.NBD_CMD_TRIM;
+    if (writes && volume.readOnly) return nbd.NBD_EPERM;
     if (offset === FIELD_INVALID || length === FIELD_INVALID || length > volume.sizeBytes - offset) {
       return type === nbd.NBD_CMD_WRITE || type === nbd.NBD_CMD_WRITE_ZEROES
         ? nbd.NBD_ENOSPC
@@ -236,10 +240,18 @@ export class Receiver {
     error: number,
     hasPayload: boolean,
   ): boolean {
-    const slot = this.#take(connection, at, headerBytes, 0, false, type, flags, offset, length);
+    const works = error === nbd.NBD_OK && length > 0;
+    const answers = works && type === nbd.NBD_CMD_BLOCK_STATUS;
+    const merges =
+      works &&
+      type === nbd.NBD_CMD_WRITE_ZEROES &&
+      this.#engine.mergesZeroes(connection.volume!, offset, length);
+    const span = answers ? STATUS_BLOCK_BYTES : 0;
+    const slot = this.#take(connection, at, headerBytes, span, merges, type, flags, offset, length);
     if (slot === NO_SLOT) return false;
     if (hasPayload) connection.drainBytes = length;
     this.#slots.error[slot] = error;
+    if (answers) this.#answerStatus(connection, slot);
     const idle = error !== nbd.NBD_OK || type === nbd.NBD_CMD_CACHE || type === nbd.NBD_CMD_BLOCK_STATUS;
     if (error !== nbd.NBD_OK) this.#count(Stat.errors, 1);
     if (type === nbd.NBD_CMD_FLUSH) this.#count(Stat.flushes, 1);
@@ -249,6 +261,20 @@ export class Receiver {
     if (idle || (length === 0 && type !== nbd.NBD_CMD_FLUSH)) this.#host.finished(slot);
     else this.#engine.start(slot);
     return true;
+  }
+
+  #answerStatus(connection: Connection, slot: number): void {
+    const slots = this.#slots;
+    slots.ioLength[slot] = encodeBlockStatus(this.#io, slots.buffer[slot]!, {
+      volume: connection.volume!,
+      contexts: connection.contexts,
+      mode: connection.replyMode,
+      cookieHigh: slots.cookieHigh[slot]!,
+      cookieLow: slots.cookieLow[slot]!,
+      offset: slots.offset[slot]!,
+      length: slots.length[slot]!,
+      one: (slots.flags[slot]! & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0,
+    });
   }
 
   #beginRead(

@@ -1,11 +1,13 @@
 /** The kernel behind NodeIo: sockets and files through one io_uring, memory registered as one fixed buffer. */
-import type { Region } from '@blockwire/native/memory.ts';
+import { mapDescriptor, type Region } from '@blockwire/native/memory.ts';
 import { native } from '@blockwire/native/native.ts';
 import type { CompletionHandler, Ring } from '@blockwire/native/ring.ts';
 import { tuneDataSocket } from '@blockwire/native/sockets.ts';
 import { IoringOp, MSG_NOSIGNAL, MSG_WAITALL, RWF_DSYNC } from '@blockwire/native/uapi/io-uring.ts';
+import { CHECKSUM_BLOCK_BYTES } from '../store/checksum-file.ts';
 import {
   type CompletionSink,
+  type MappedWords,
   type NodeIo,
   OP_ACCEPT,
   OP_DISK,
@@ -156,5 +158,22 @@ export class RingIo implements NodeIo, CompletionHandler {
 
   fallocate(fd: number, mode: number, offset: number, lengthBytes: number, slot: number): void {
     this.#ring.fallocate(fd, mode, offset, lengthBytes, 0, this.#handler, OP_DISK, slot);
+  }
+
+  seekData(fd: number, offset: number): number {
+    return native.seekData(fd, offset);
+  }
+
+  seekHole(fd: number, offset: number): number {
+    return native.seekHole(fd, offset);
+  }
+
+  mapWords(fd: number, count: number, writable: boolean): MappedWords {
+    const region = mapDescriptor({ fd, lengthBytes: count * 4, offset: 0, writable, populate: false });
+    return { words: region.words, release: () => region.release() };
+  }
+
+  checksumBlocks(addresses: Float64Array, count: number, out: Uint32Array): void {
+    native.crc32cBlocks(addresses, count, CHECKSUM_BLOCK_BYTES, out);
   }
 }

@@ -6,11 +6,15 @@ import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import { encodeExtendedRequest, encodeRequest } from '@blockwire/proto/nbd/request.ts';
 import type { FromWorker } from '../data/messages.ts';
 import { createStats, Stat } from '../data/stats.ts';
+import { checksumFileSizeOf } from '../store/checksum-file.ts';
+import { regionFileSizeOf } from '../store/region-table.ts';
 import { SimulatedIo, type SimulatedSocket, seededRandom } from '../testing/simulated-io.ts';
 import { NodeServer } from './server.ts';
 
 const MIB = 2 ** 20;
 const FD = 7;
+const CHECKSUMS_FD = 8;
+const REGIONS_FD = 9;
 const ENOSPC = 28;
 const EIO = 5;
 
@@ -33,7 +37,9 @@ function harness(
   const random = seededRandom(seed);
   const io = new SimulatedIo(poolBytes, random);
   io.canZeroRange = options.canZeroRange ?? true;
-  io.files.set(FD, Buffer.alloc(Math.ceil(sizeBytes / 4096) * 4096));
+  io.setFile(FD, Buffer.alloc(Math.ceil(sizeBytes / 4096) * 4096));
+  io.setFile(CHECKSUMS_FD, Buffer.alloc(checksumFileSizeOf(sizeBytes)));
+  io.setFile(REGIONS_FD, Buffer.alloc(regionFileSizeOf(sizeBytes)));
   const posted: FromWorker[] = [];
   const stats = createStats();
   const settings = { index: 0, listenFd: 3, poolBytes, slotCount: 512, connectionsMax: 16, stats };
@@ -41,7 +47,7 @@ function harness(
     settings,
     io,
     post: (message) => posted.push(message),
-    onStopped: () => posted.push({ type: 'done', request: -1 }),
+    onStopped: () => posted.push({ type: 'done', request: -1, errno: 0 }),
   });
   const settle = (): void => {
     for (let i = 0; i < 1_000_000; i++) {
@@ -53,10 +59,13 @@ function harness(
     assert.fail('it never comes to rest');
   };
   server.start();
-  server.onMessage({ type: 'open', request: 1, id: 'vol', fd: FD, sizeBytes, generation: 1 });
+  server.onMessage({
+    ...{ type: 'open', request: 1, id: 'vol', fd: FD, checksumsFd: CHECKSUMS_FD, regionsFd: REGIONS_FD },
+    ...{ sizeBytes, generation: 1, epoch: 1, readOnly: false, regions: new Uint32Array(0) },
+  });
   settle();
   assert.equal(posted.at(-1)?.type, 'opened');
-  const record = { id: 'vol', sizeBytes, generation: 1, owner: 0, canPunchHole: true };
+  const record = { id: 'vol', sizeBytes, generation: 1, readOnly: false, owner: 0, canPunchHole: true };
   server.onMessage({ type: 'publish', request: 2, record });
   return { io, server, posted, stats: new Float64Array(stats), random, settle };
 }
@@ -209,7 +218,10 @@ describe('reply modes', () => {
     expectHex(answers(socket), `668e33ef 0001 8001 ${COOKIE}03 00000006 00000016 0000`);
     feed(socket, request(nbd.NBD_CMD_BLOCK_STATUS, 4, 0, 65536));
     h.settle();
-    expectHex(answers(socket), `668e33ef 0001 0005 ${COOKIE}04 0000000c 00000001 00010000 00000000`);
+    expectHex(
+      answers(socket),
+      `668e33ef 0001 0005 ${COOKIE}04 00000014 00000001 00001000 00000000 0000f000 00000003`,
+    );
   });
 
   test('extended: 32-byte headers both ways, 64-bit lengths, payload only where it belongs', () => {
@@ -273,7 +285,8 @@ describe('faults', () => {
   test('ENOSPC and EIO reach the client, are told once, and later requests work', () => {
     const h = harness(1);
     const socket = open(h);
-    h.io.fault = (operation) => (operation === 'write' ? ENOSPC : operation === 'read' ? EIO : 0);
+    h.io.fault = (operation, fd) =>
+      fd !== FD ? 0 : operation === 'write' ? ENOSPC : operation === 'read' ? EIO : 0;
     feed(socket, request(nbd.NBD_CMD_WRITE, 1, 0, 4096), Buffer.alloc(4096));
     feed(socket, request(nbd.NBD_CMD_WRITE, 2, 4096, 4096), Buffer.alloc(4096));
     // A part of a block: its read fails before anything is written.
@@ -373,6 +386,6 @@ describe('faults', () => {
     h.server.onMessage({ type: 'stop' });
     h.settle();
     assert.equal(h.server.connectionCount, 0);
-    assert.deepEqual(h.posted.at(-1), { type: 'done', request: -1 });
+    assert.deepEqual(h.posted.at(-1), { type: 'done', request: -1, errno: 0 });
   });
 });

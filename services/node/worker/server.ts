@@ -9,12 +9,17 @@
 import type { ServerHandshakeOutcome } from '@blockwire/proto/nbd/server-handshake.ts';
 import type { ExportRecord, FromWorker, Handover, ToWorker, WorkerSettings } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
+import { REGION_SIZE_BYTES, REGIONS_PER_PAGE } from '../store/region-table.ts';
+import { statusContexts } from './block-status.ts';
 import { BufferPool, NO_BLOCK, UNIT_BYTES } from './buffer-pool.ts';
+import { CLEAN_BASE, Cleaner } from './cleaner.ts';
 import { CLOSING, Connection, DRAINING, HANDSHAKE, TRANSMISSION } from './connection.ts';
 import { Engine } from './engine.ts';
 import { Greeter } from './greeter.ts';
+import { PAGE_IDLE } from './integrity.ts';
 import { type NodeIo, OP_ACCEPT, OP_DISK, OP_RECEIVE, OP_RECEIVE_PAYLOAD, OP_SEND } from './node-io.ts';
 import { Receiver } from './receiver.ts';
+import { COMMIT_BASE, RegionCommitter } from './region-commit.ts';
 import { NO_SLOT, Slots } from './slots.ts';
 import { Transmitter, TX_ORDER } from './transmitter.ts';
 import type { Volume } from './volume.ts';
@@ -23,6 +28,7 @@ import { PROBE_BASE, VolumeTable } from './volume-table.ts';
 /** Receive blocks: one that holds the longest option, one for requests. */
 const RX_ORDER_HANDSHAKE = 2;
 const RX_ORDER = 5;
+const ENOENT = 2;
 const HANDSHAKE_MS_MAX = 30_000;
 /** With others waiting for memory, a client that takes no replies for this long loses its connection. */
 const STALL_MS_MAX = 10_000;
@@ -33,6 +39,13 @@ interface Cut {
   readonly id: string;
   readonly connections: Set<Connection>;
   readonly retire: boolean;
+}
+
+/** An epoch that is being installed: the pages of the region map that must become durable first. */
+interface Tagging {
+  readonly request: number;
+  readonly volume: Volume;
+  readonly pages: Set<number>;
 }
 
 export class NodeServer {
@@ -57,7 +70,15 @@ export class NodeServer {
   readonly #waitingForMemory: Connection[] = [];
   readonly #exports = new Map<string, ExportRecord>();
   readonly #volumes: VolumeTable;
+  readonly #committer: RegionCommitter;
+  readonly #cleaner: Cleaner;
   #cuts: Cut[] = [];
+  /** Cut, but not forgotten before the last of their own operations is over. */
+  #retiring: Cut[] = [];
+  #taggings: Tagging[] = [];
+  #holds: { readonly request: number; readonly volume: Volume }[] = [];
+  #stopped = false;
+  #checksumReported = false;
   #turn: Connection | null = null;
   #reported = false;
   #accepting = false;
@@ -87,6 +108,8 @@ export class NodeServer {
     const receiver = this.#receiver;
     this.#greeter = new Greeter({ memory, receiver, transmitter: this.#transmitter, host: this });
     this.#volumes = new VolumeTable(io, slots);
+    this.#committer = new RegionCommitter(io, this.#pool, this);
+    this.#cleaner = new Cleaner(io, this.#committer, this);
     this.#connections = new Array<Connection | null>(settings.connectionsMax).fill(null);
     for (let i = settings.connectionsMax - 1; i >= 0; i--) this.#freeIndexes.push(i);
     this.#dirty = new Int32Array(settings.connectionsMax);
@@ -115,8 +138,10 @@ export class NodeServer {
   complete(operation: number, data: number, result: number): void {
     switch (operation) {
       case OP_DISK:
-        if (data >= PROBE_BASE) this.#volumes.probed(data, result);
-        else this.#engine.complete(data, result);
+        if (data < COMMIT_BASE) this.#engine.complete(data, result);
+        else if (data < CLEAN_BASE) this.#committer.complete(data, result);
+        else if (data < PROBE_BASE) this.#cleaner.complete(data, result);
+        else this.#volumes.probed(data, result);
         break;
       case OP_RECEIVE:
         this.#received(this.#connections[data]!, result);
@@ -142,6 +167,7 @@ export class NodeServer {
 
   /** After each batch of completions: parses, sends, closes. */
   onBatchEnd(): void {
+    this.#engine.settleBatch();
     this.#serveDirty();
     while (this.#waitingForMemory.length > 0) {
       const connection = this.#waitingForMemory.shift()!;
@@ -159,12 +185,19 @@ export class NodeServer {
       this.#touch(connection);
     }
     this.#serveDirty();
+    this.#committer.flush();
     this.#stats[Stat.poolFreeBytes] = this.#pool.freeBytes;
+    if (this.#holds.length > 0) this.#answerHolds();
+    if (this.#retiring.length > 0) this.#finishRetiring();
+    if (this.#stopping) this.#stopIfDone();
   }
 
   onTick(nowMs: number): void {
     this.nowMs = nowMs;
     this.#reported = false;
+    this.#checksumReported = false;
+    this.#stats[Stat.regionPageWrites] = this.#committer.writtenCount;
+    if (!this.#stopping) for (const volume of this.#volumes.values()) this.#cleaner.tick(volume);
     this.#accept();
     for (const connection of this.#connections) {
       if (connection === null || connection.phase === CLOSING) continue;
@@ -204,6 +237,33 @@ export class NodeServer {
     this.#post({ type: 'volumeFailed', id: volume.id, errno });
   }
 
+  checksumFailed(volume: Volume, block: number): void {
+    // At most one report a tick: a bad disk must not fill the log.
+    if (this.#checksumReported) return;
+    this.#checksumReported = true;
+    this.#post({ type: 'checksumFailed', id: volume.id, offset: block * UNIT_BYTES });
+  }
+
+  regionsChanged(volume: Volume, page: number): void {
+    this.#committer.request(volume, page);
+  }
+
+  pageCommitted(volume: Volume, page: number, errno: number): void {
+    if (errno !== 0) this.volumeFailed(volume, errno);
+    const pageBytes = REGIONS_PER_PAGE * REGION_SIZE_BYTES;
+    this.#engine.regionsCommitted(volume, page * pageBytes, (page + 1) * pageBytes, errno);
+    if (this.#taggings.length === 0) return;
+    const isCurrent = volume.integrity.pageState[page] === PAGE_IDLE;
+    for (const tagging of this.#taggings) {
+      if (tagging.volume !== volume || !tagging.pages.has(page)) continue;
+      if (errno === 0 && !isCurrent) continue;
+      if (errno === 0) tagging.pages.delete(page);
+      else tagging.pages.clear();
+      if (tagging.pages.size === 0) this.#post({ type: 'done', request: tagging.request, errno });
+    }
+    this.#taggings = this.#taggings.filter(({ pages }) => pages.size > 0);
+  }
+
   waitForMemory(connection: Connection): void {
     if (connection.waitingForMemory) return;
     connection.waitingForMemory = true;
@@ -236,7 +296,7 @@ export class NodeServer {
         break;
       case 'publish':
         this.#exports.set(message.record.id, message.record);
-        this.#post({ type: 'done', request: message.request });
+        this.#done(message.request);
         break;
       case 'retire':
         this.#exports.delete(message.id);
@@ -251,6 +311,13 @@ export class NodeServer {
         this.#cut(message.request, message.id, generation, false);
         break;
       }
+      case 'tag':
+      case 'hold':
+      case 'unhold':
+      case 'resize':
+      case 'checkpoint':
+        this.#command(message);
+        break;
       case 'adopt':
         this.#adopt(message.handover);
         break;
@@ -284,8 +351,69 @@ export class NodeServer {
   }
 
   #finishCut(cut: Cut): void {
+    if (cut.retire && this.#volumes.get(cut.id)?.busy === true) {
+      this.#retiring.push(cut);
+      return;
+    }
     if (cut.retire) this.#volumes.delete(cut.id);
-    this.#post({ type: 'done', request: cut.request });
+    this.#done(cut.request);
+  }
+
+  #finishRetiring(): void {
+    const cuts = this.#retiring;
+    this.#retiring = [];
+    for (const cut of cuts) this.#finishCut(cut);
+  }
+
+  #answerHolds(): void {
+    this.#holds = this.#holds.filter(({ request, volume }) => {
+      if (volume.order.activeCount > 0) return true;
+      this.#done(request);
+      return false;
+    });
+  }
+
+  #command(message: Extract<ToWorker, { type: 'tag' | 'hold' | 'unhold' | 'resize' | 'checkpoint' }>): void {
+    const { request } = message;
+    const volume = this.#volumes.get(message.id);
+    if (volume === undefined) {
+      this.#post({ type: 'done', request, errno: ENOENT });
+      return;
+    }
+    switch (message.type) {
+      case 'tag':
+        this.#tag(request, volume, message.epoch);
+        break;
+      case 'hold':
+        volume.order.hold();
+        this.#holds.push({ request, volume });
+        break;
+      case 'unhold':
+        this.#engine.unhold(volume);
+        this.#done(request);
+        break;
+      case 'resize':
+        volume.integrity.grow(message.sizeBytes);
+        volume.sizeBytes = message.sizeBytes;
+        this.#done(request);
+        break;
+      default:
+        this.#cleaner.checkpoint(volume, (errno) => this.#post({ type: 'done', request, errno }));
+    }
+  }
+
+  #tag(request: number, volume: Volume, epoch: number): void {
+    const pages = volume.integrity.installEpoch(epoch);
+    if (pages.length === 0) {
+      this.#done(request);
+      return;
+    }
+    for (const page of pages) this.#committer.request(volume, page);
+    this.#taggings.push({ request, volume, pages: new Set(pages) });
+  }
+
+  #done(request: number): void {
+    this.#post({ type: 'done', request, errno: 0 });
   }
 
   #adopt(handover: Handover): void {
@@ -300,7 +428,7 @@ export class NodeServer {
     connection.exportId = volume.id;
     connection.generation = handover.generation;
     connection.replyMode = handover.replyMode;
-    connection.allocationContextId = handover.allocationContextId;
+    connection.contexts = handover.contexts;
     this.#io.memory.bytes.set(handover.leftover, connection.rxAt);
     connection.rxTail = handover.leftover.length;
     this.#beginTransmission(connection, volume);
@@ -375,7 +503,7 @@ export class NodeServer {
     }
     connection.handshake = null;
     connection.replyMode = outcome.replyMode;
-    connection.allocationContextId = outcome.metaContexts[0]?.id ?? 0;
+    connection.contexts = statusContexts(outcome.metaContexts);
     const volume = this.#volumes.get(record.id);
     if (volume !== undefined) {
       this.#beginTransmission(connection, volume);
@@ -387,7 +515,7 @@ export class NodeServer {
       volumeId: record.id,
       generation: connection.generation,
       replyMode: connection.replyMode,
-      allocationContextId: connection.allocationContextId,
+      contexts: connection.contexts,
       leftover: this.#io.memory.bytes.slice(rxAt + rxHead, rxAt + rxTail),
     };
     this.#count(Stat.handovers);
@@ -488,7 +616,10 @@ export class NodeServer {
   }
 
   #stopIfDone(): void {
-    if (this.#stopping && this.#connectionCount === 0) this.#onStopped();
+    if (!this.#stopping || this.#stopped || this.#connectionCount > 0) return;
+    if (!this.#committer.idle || !this.#cleaner.idle) return;
+    this.#stopped = true;
+    this.#onStopped();
   }
 
   #count(stat: number): void {

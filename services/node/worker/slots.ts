@@ -31,9 +31,15 @@ export class Slots {
   readonly ioOffset: Float64Array;
   readonly ioLength: Int32Array;
   readonly ioAt: Int32Array;
+  /** The whole blocks that the operation moves, whatever part of them is left: file offset, bytes, position in memory. */
+  readonly spanOffset: Float64Array;
+  readonly spanLength: Int32Array;
+  readonly spanAt: Int32Array;
   /** The aligned range it may write, for write-order.ts; `orderIndex` is its place among the active, or -1. */
   readonly rangeStart: Float64Array;
   readonly rangeEnd: Float64Array;
+  /** Where its whole blocks end, if it deallocates. */
+  readonly wholeEnd: Float64Array;
   readonly orderIndex: Int32Array;
   /** A write too long for one block has a slot for each part: their parent, and there the count of parts at work. */
   readonly parent: Int32Array;
@@ -60,8 +66,12 @@ export class Slots {
     this.ioOffset = new Float64Array(count);
     this.ioLength = new Int32Array(count);
     this.ioAt = new Int32Array(count);
+    this.spanOffset = new Float64Array(count);
+    this.spanLength = new Int32Array(count);
+    this.spanAt = new Int32Array(count);
     this.rangeStart = new Float64Array(count);
     this.rangeEnd = new Float64Array(count);
+    this.wholeEnd = new Float64Array(count);
     this.orderIndex = new Int32Array(count).fill(-1);
     this.parent = new Int32Array(count).fill(NO_SLOT);
     this.pending = new Int32Array(count);

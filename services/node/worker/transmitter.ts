@@ -8,8 +8,6 @@
  */
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import {
-  encodeBlockStatusExtent,
-  encodeBlockStatusHeader,
   encodeDone,
   encodeError,
   encodeOffsetData,
@@ -30,10 +28,8 @@ const MSGHDR_BYTES = 64;
 const IOVEC_BYTES = 16;
 const HEADERS_AT = MSGHDR_BYTES + (2 * REPLIES_MAX + 1) * IOVEC_BYTES;
 const HEADER_BYTES_MAX = (16 * 1024 - HEADERS_AT) / REPLIES_MAX;
-// The longest: an extended header with the error fields of an offset, or one block status extent.
+// The longest: an extended header with the error fields of an offset.
 if (HEADER_BYTES_MAX < 48) throw new Error('the transmit block is too small for its replies');
-/** A block status extent is below 2^32 bytes, and whole blocks. */
-const EXTENT_BYTES_MAX = 2 ** 32 - 4096;
 const TWO_POW_32 = 0x1_0000_0000;
 
 export interface TransmitterHost {
@@ -144,12 +140,8 @@ export class Transmitter {
       this.#addHeader(header);
       this.#addPiece(slots.buffer[slot]! + withinBlock(offset), length);
     } else if (type === nbd.NBD_CMD_BLOCK_STATUS && length > 0) {
-      // Nothing is known of holes here: "data" is always a true answer (status 0).
-      const id = connection.allocationContextId;
-      const extent = Math.min(length, EXTENT_BYTES_MAX);
-      let header = encodeBlockStatusHeader(view, at, mode, nbd.NBD_REPLY_FLAG_DONE, high, low, offset, id, 1);
-      header += encodeBlockStatusExtent(view, at + header, extent, 0);
-      this.#addHeader(header);
+      // The whole reply stands in the request's block (block-status.ts).
+      this.#addPiece(slots.buffer[slot]!, slots.ioLength[slot]!);
     } else {
       this.#addHeader(encodeDone(view, at, mode, high, low, offset));
     }

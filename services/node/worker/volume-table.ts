@@ -33,14 +33,24 @@ export class VolumeTable {
     return this.#volumes.get(id);
   }
 
+  values(): IterableIterator<Volume> {
+    return this.#volumes.values();
+  }
+
+  /** Nothing of it may be at work. */
   delete(id: string): void {
+    this.#volumes.get(id)?.integrity.release();
     this.#volumes.delete(id);
   }
 
   /** Probes first whether ranges can be zeroed, then whether holes can be punched, which also undoes the first. */
   open(options: VolumeOptions, opened: (volume: Volume) => void): void {
-    const volume = new Volume(options, this.#slots);
+    const volume = new Volume(options, this.#io, this.#slots);
     this.#volumes.set(volume.id, volume);
+    if (volume.readOnly) {
+      opened(volume);
+      return;
+    }
     const key = PROBE_BASE + this.#probeCount++;
     this.#probes.set(key, { volume, opened, zeroed: false });
     this.#io.fallocate(volume.fd, ZERO_RANGE, blockEnd(volume.sizeBytes), UNIT_BYTES, key);

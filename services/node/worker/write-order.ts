@@ -11,6 +11,7 @@ export class WriteOrder {
   #activeCount = 0;
   readonly #waiting = new SlotQueue();
   #waitingCount = 0;
+  #held = false;
 
   constructor(slots: Slots) {
     this.#slots = slots;
@@ -24,9 +25,30 @@ export class WriteOrder {
     return this.#waitingCount;
   }
 
+  /** Whether a range that is at work overlaps this one. */
+  overlaps(start: number, end: number): boolean {
+    const { rangeStart, rangeEnd } = this.#slots;
+    for (let i = 0; i < this.#activeCount; i++) {
+      const other = this.#active[i]!;
+      if (rangeStart[other]! < end && rangeEnd[other]! > start) return true;
+    }
+    return false;
+  }
+
+  /** From now on everything new waits. */
+  hold(): void {
+    this.#held = true;
+  }
+
+  /** Undoes `hold`; adds what may go now to `granted`. */
+  unhold(granted: SlotQueue): void {
+    this.#held = false;
+    this.#grant(granted);
+  }
+
   /** True: the slot's range (rangeStart, rangeEnd) is its own until `release`. False: it waits in the queue. */
   acquire(slot: number): boolean {
-    if (this.#overlapsActive(slot) || (this.#waitingCount > 0 && this.#overlapsWaiting(slot))) {
+    if (this.#held || this.#overlapsActive(slot) || (this.#waitingCount > 0 && this.#overlapsWaiting(slot))) {
       this.#waiting.push(this.#slots, slot);
       this.#waitingCount++;
       return false;
@@ -74,6 +96,7 @@ export class WriteOrder {
   }
 
   #grant(granted: SlotQueue): void {
+    if (this.#held) return;
     const slots = this.#slots;
     let slot = this.#waiting.head;
     this.#waiting.clear();
@@ -92,15 +115,7 @@ export class WriteOrder {
   }
 
   #overlapsActive(slot: number): boolean {
-    const { rangeStart, rangeEnd } = this.#slots;
-    const active = this.#active;
-    const start = rangeStart[slot]!;
-    const end = rangeEnd[slot]!;
-    for (let i = 0; i < this.#activeCount; i++) {
-      const other = active[i]!;
-      if (rangeStart[other]! < end && rangeEnd[other]! > start) return true;
-    }
-    return false;
+    return this.overlaps(this.#slots.rangeStart[slot]!, this.#slots.rangeEnd[slot]!);
   }
 
   #overlapsWaiting(slot: number): boolean {
