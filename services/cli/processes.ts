@@ -6,12 +6,15 @@ export type Role = 'control' | 'node' | 'agent';
 const SOURCES = {
   control: '../control/main.ts',
   node: '../node/main.ts',
+  nodeCheck: '../node/check.ts',
   agent: '../../agent/main.ts',
   doctor: '../../agent/doctor.ts',
 } as const;
 
+export type Program = keyof typeof SOURCES;
+
 /** The file to give to Node (process.execPath). */
-export function programPath(program: Role | 'doctor'): string {
+export function programPath(program: Program): string {
   return fileURLToPath(new URL(SOURCES[program], import.meta.url));
 }
 

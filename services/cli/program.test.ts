@@ -174,6 +174,10 @@ test('node list lists, any other first argument belongs to the node process', as
   assert.equal(processRequest(['agent', 'list', '--json']), null);
   assert.deepEqual(processRequest(['node', '--id', 'list']), { role: 'node', args: ['--id', 'list'] });
   assert.deepEqual(processRequest(['control', '--json']), { role: 'control', args: ['--json'] });
+  assert.deepEqual(processRequest(['node', 'check', 'd', '--json']), {
+    role: 'nodeCheck',
+    args: ['d', '--json'],
+  });
   assert.deepEqual(processRequest(['agent']), { role: 'agent', args: [] });
   assert.equal(processRequest(['volume', 'list']), null);
 });

@@ -43,6 +43,16 @@ export function addProcessCommands(program: Command, context: Context): void {
         throw usageError(`to run the process, write "blockwire ${role} ..." with no option before "${role}"`);
       });
   describe('control', 'run a control plane in the foreground');
-  addNodeList(describe('node', 'run a storage node in the foreground'), context);
+  const node = describe('node', 'run a storage node in the foreground');
+  addNodeList(node, context);
+  node
+    .command('check')
+    .description('check the replicas in a data directory, and repair what the data can tell')
+    .argument('<dir>', 'the data directory of a node that does not run')
+    .option('--repair', 'recompute checksums of dirty regions, rebuild missing checksum and region files')
+    .action(() => {
+      // As above: main.ts takes the plain form before any parsing.
+      throw usageError('write "blockwire node check DIR ..." with no option before "node"');
+    });
   addAgentList(describe('agent', 'run the agent of this host in the foreground'), context);
 }

@@ -8,23 +8,12 @@
  *   DATA/replicas/vol-…/snapshots/…/…  the same of each snapshot
  *   .new-…, .deleted-… in either       left by a crash; removed at opening
  */
-import {
-  closeSync,
-  constants,
-  existsSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  renameSync,
-  rmSync,
-  statfsSync,
-  statSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { native } from '@blockwire/native/native.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import { type Descriptor, FORMAT_VERSION, syncDirectory, writeDescriptor } from './descriptor.ts';
+import { lockDataDirectory } from './lock.ts';
 import { EPOCH_MAX, REGION_DIRTY, type RegionTable } from './region-table.ts';
 import {
   cloneReplicaFiles,
@@ -59,7 +48,7 @@ export class ReplicaStore {
   readonly #replicas = new Map<string, Replica>();
   /** Directories that cannot be served, and why. */
   readonly #damaged = new Map<string, BlockwireError>();
-  readonly #lockFd: number;
+  readonly #unlock: () => void;
   readonly #root: string;
 
   /**
@@ -70,14 +59,7 @@ export class ReplicaStore {
     this.#options = options;
     this.#root = join(options.directory, 'replicas');
     mkdirSync(this.#root, { recursive: true });
-    this.#lockFd = openSync(join(options.directory, 'lock'), constants.O_RDWR | constants.O_CREAT, 0o600);
-    if (!native.flock(this.#lockFd)) {
-      closeSync(this.#lockFd);
-      throw new BlockwireError(
-        'BW_CONFLICT',
-        `another node uses ${options.directory}; give each its own --data-dir`,
-      );
-    }
+    this.#unlock = lockDataDirectory(options.directory);
     for (const name of readdirSync(this.#root)) this.#openFound(name);
   }
 
@@ -350,7 +332,7 @@ export class ReplicaStore {
   close(): void {
     for (const replica of this.#replicas.values()) closeReplica(replica);
     this.#replicas.clear();
-    closeSync(this.#lockFd);
+    this.#unlock();
   }
 
   /** A replica turned out, after its opening, to be one that cannot be served. */
