@@ -13,6 +13,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
+import { runToEnd } from '../bench/processes.ts';
 import { BLOCK_BYTES } from './block-content.ts';
 import { NbdSession } from './nbd-session.ts';
 import { freshSeed, Random } from './random.ts';
@@ -27,6 +28,7 @@ const VOLUMES = [
 ] as const;
 const MODES = ['simple', 'structured', 'extended'] as const;
 const ROUND_MS_MAX = 20_000;
+const CHECK_PROGRAM = new URL('../../services/node/check.ts', import.meta.url).pathname;
 
 export interface CrashOptions {
   readonly directory: string;
@@ -97,6 +99,7 @@ class Round {
 
   /** One life of the node: start, check, load, kill. Returns what was wrong. */
   async run(): Promise<readonly string[]> {
+    if (this.#report.rounds > 0 && this.#random.oneIn(10)) await this.#checkAtRest();
     if (this.#random.oneIn(6)) await this.#killWhileStarting();
     const node = await StorageNode.start(this.#nodeOptions());
     this.#node = node;
@@ -115,6 +118,14 @@ class Round {
       exports: this.#volumes.map(({ name, sizeBytes }) => `${name}=${sizeBytes}`),
       extra: ['--workers', String(this.#options.workers ?? 1), '--buffer-mib', '16'],
     };
+  }
+
+  /** What was killed is in need of recovery, not damaged: the check command must not say otherwise. */
+  async #checkAtRest(): Promise<void> {
+    const command = [process.execPath, CHECK_PROGRAM, join(this.#options.directory, 'data')];
+    await runToEnd(command).catch((error: unknown) => {
+      this.#violations.push(`the check of the killed node's directory: ${String(error)}`);
+    });
   }
 
   /** Recovery may be cut short like everything else. */
