@@ -35,6 +35,15 @@ export interface Native {
   map(fd: number, length: number, offset: number, writable: boolean, populate: boolean): Mapped;
   /** munmap(2) at once; the buffer is detached. Again is no error. */
   unmap(buffer: ArrayBuffer, handle: MappingHandle): void;
+  /**
+   * From now on a page of this mapping that the kernel cannot provide (SIGBUS: the file was cut, its disk fails) becomes one
+   * of zeroes, private to the process. Returns a number for the next two, -1 when too many mappings have asked.
+   */
+  surviveFaults(address: number, length: number): number;
+  /** Pages replaced so far. */
+  faultCount(guard: number): number;
+  /** Before the memory is unmapped. */
+  endSurvival(guard: number): void;
   /** msync(2) with MS_SYNC; `address` on a page boundary. */
   syncRange(address: number, length: number): void;
   /** mlockall(2), current and future pages. */

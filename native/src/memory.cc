@@ -1,5 +1,9 @@
 // Memory that the kernel and TypeScript share: mmap as ArrayBuffers, with their addresses.
+#include <signal.h>
 #include <sys/mman.h>
+
+#include <atomic>
+#include <mutex>
 
 #include "addon.h"
 
@@ -49,6 +53,67 @@ void Unmap(const Napi::CallbackInfo& info) {
   munmap(address, length);
 }
 
+// A mapped file that is cut, on a disk that fails, or on a full one ends in SIGBUS at the next touch of a page. For
+// mappings that asked for it (surviveFaults) the page is replaced by one of zeroes, private to the process.
+constexpr int kGuardedMax = 4096;
+struct Guarded {
+  std::atomic<uintptr_t> begin{0};
+  std::atomic<uintptr_t> end{0};
+  std::atomic<uint32_t> faults{0};
+};
+Guarded guarded[kGuardedMax];
+
+// Async-signal-safe: atomics and mmap only.
+void OnBusError(int signal, siginfo_t* info, void*) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(info->si_addr);
+  for (Guarded& range : guarded) {
+    const uintptr_t begin = range.begin.load();
+    if (begin == 0 || at < begin || at >= range.end.load()) continue;
+    void* page = reinterpret_cast<void*>(at & ~static_cast<uintptr_t>(4095));
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    if (mmap(page, 4096, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) break;
+    range.faults.fetch_add(1);
+    return;
+  }
+  // Not ours: as if there were no handler, when the instruction is tried again.
+  struct sigaction standard = {};
+  standard.sa_handler = SIG_DFL;
+  sigaction(signal, &standard, nullptr);
+}
+
+// surviveFaults(address, length): a number to ask faultCount with, or -1 when there are too many.
+Napi::Value SurviveFaults(const Napi::CallbackInfo& info) {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    struct sigaction action = {};
+    action.sa_sigaction = OnBusError;
+    action.sa_flags = SA_SIGINFO | SA_RESTART;
+    sigaction(SIGBUS, &action, nullptr);
+  });
+  const uintptr_t begin = Address(info, 0);
+  for (int i = 0; i < kGuardedMax; i++) {
+    uintptr_t expected = 0;
+    // The end before the begin: a range is in use once its begin is set.
+    if (!guarded[i].begin.compare_exchange_strong(expected, 1)) continue;
+    guarded[i].faults = 0;
+    guarded[i].end = begin + Address(info, 1);
+    guarded[i].begin = begin;
+    return Napi::Number::New(info.Env(), i);
+  }
+  return Napi::Number::New(info.Env(), -1);
+}
+
+// faultCount(number): pages replaced so far.
+Napi::Value FaultCount(const Napi::CallbackInfo& info) {
+  const int number = Int(info, 0);
+  return Napi::Number::New(info.Env(), number < 0 ? 0 : guarded[number].faults.load());
+}
+
+// endSurvival(number): before the memory is unmapped.
+void EndSurvival(const Napi::CallbackInfo& info) {
+  if (Int(info, 0) >= 0) guarded[Int(info, 0)].begin = 0;
+}
+
 // syncRange(address, length): msync(MS_SYNC) of whole pages.
 void SyncRange(const Napi::CallbackInfo& info) {
   if (msync(reinterpret_cast<void*>(Address(info, 0)), Address(info, 1), MS_SYNC) != 0) {
@@ -66,6 +131,9 @@ void LockAll(const Napi::CallbackInfo& info) {
 void RegisterMemory(Napi::Env env, Napi::Object exports) {
   exports.Set("map", Napi::Function::New(env, Map));
   exports.Set("unmap", Napi::Function::New(env, Unmap));
+  exports.Set("surviveFaults", Napi::Function::New(env, SurviveFaults));
+  exports.Set("faultCount", Napi::Function::New(env, FaultCount));
+  exports.Set("endSurvival", Napi::Function::New(env, EndSurvival));
   exports.Set("syncRange", Napi::Function::New(env, SyncRange));
   exports.Set("lockAll", Napi::Function::New(env, LockAll));
 }

@@ -126,6 +126,28 @@ test('a lost checksum is no lost data: after SIGKILL dirty regions are computed 
   assert.doesNotMatch(third.log(), /computing checksums/);
 });
 
+test('a checksum file cut under a running node fails reads of that volume, and nothing else', async (t) => {
+  const directory = temporaryDirectory(t);
+  const exports = ['--export', `vol-a=${8 * MIB}`, '--export', `vol-b=${MIB}`];
+  const node = await startNode(t, directory, exports);
+  const content = randomBytes(65_536);
+  const client = await openExport(node.nbd, 'vol-a');
+  const other = await openExport(node.nbd, 'vol-b');
+  assert.equal(await client.write(6 * MIB, content), 0);
+  assert.equal(await other.write(0, content), 0);
+  truncateSync(join(directory, 'replicas/vol-a/checksums'), 4096);
+  assert.equal(await client.error(nbd.NBD_CMD_READ, 6 * MIB, 65_536), nbd.NBD_EIO);
+  assert.equal(await client.write(6 * MIB, content), 0);
+  assert.ok(content.equals(await client.read(6 * MIB, 65_536)), 'as long as the process lives');
+  assert.ok(content.equals(await other.read(0, 65_536)));
+  await eventually('the volume is not well', async () => (await health(node))['vol-a'] !== undefined);
+  assert.equal(await node.end('SIGTERM'), 0);
+  assert.equal((await check(directory)).code, 1);
+  assert.equal((await check(directory, '--repair')).code, 0);
+  const again = await startNode(t, directory);
+  assert.ok(content.equals(await (await openExport(again.nbd, 'vol-a')).read(6 * MIB, 65_536)));
+});
+
 test('check --repair rebuilds what the data can tell, and never beside a live node', async (t) => {
   const directory = temporaryDirectory(t);
   const names = ['vol-a', 'vol-b', 'vol-c'];

@@ -30,6 +30,8 @@ export async function run(
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     stderr += text;
   });
+  // It may have ended already.
+  child.stdin.on('error', () => undefined);
   child.stdin.end(options.input ?? '');
   const [code] = (await once(child, 'close')) as [number | null];
   return { code, stdout, stderr };

@@ -335,7 +335,11 @@ export class SimulatedIo implements NodeIo {
   mapWords(fd: number, count: number): MappedWords {
     const file = this.files.get(fd)!;
     this.#mapped.add(fd);
-    return { words: new Uint32Array(file.buffer, file.byteOffset, count), release: () => undefined };
+    return {
+      words: new Uint32Array(file.buffer, file.byteOffset, count),
+      faultCount: () => 0,
+      release: () => undefined,
+    };
   }
 
   checksumBlocks(addresses: Float64Array, count: number, out: Uint32Array): void {

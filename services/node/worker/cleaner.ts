@@ -54,6 +54,8 @@ export class Cleaner {
     const { integrity } = volume;
     integrity.stamp++;
     if (volume.readOnly || volume.cleaning || integrity.stamp < volume.cleanedStamp + PAUSE_STAMPS) return;
+    // What the file cannot hold must be computed anew.
+    if (integrity.lostChecksums) return;
     const stamp = integrity.stamp - IDLE_STAMPS;
     if (stamp <= 0) return;
     const { pageCount } = integrity.table;

@@ -75,6 +75,11 @@ export class Integrity {
     return this.#checksums.words;
   }
 
+  /** Whether pages of the checksums' file could not be had: it was cut, or its disk fails. */
+  get lostChecksums(): boolean {
+    return this.#checksums.faultCount() > 0;
+  }
+
   /** Makes room for a larger volume, whose files are longer already. */
   grow(sizeBytes: number): void {
     this.#checksums.release();

@@ -28,6 +28,8 @@ export interface NodeMemory {
 /** The 32-bit words of a file, shared with it. */
 export interface MappedWords {
   readonly words: Uint32Array;
+  /** Pages that the file could not provide, being cut or on a failing disk: they hold zeroes, and are lost. */
+  faultCount(): number;
   /** Nothing may use the words afterwards. */
   release(): void;
 }

@@ -170,7 +170,16 @@ export class RingIo implements NodeIo, CompletionHandler {
 
   mapWords(fd: number, count: number, writable: boolean): MappedWords {
     const region = mapDescriptor({ fd, lengthBytes: count * 4, offset: 0, writable, populate: false });
-    return { words: region.words, release: () => region.release() };
+    // The length of the mapping, not of its words: it is whole pages.
+    const guard = native.surviveFaults(region.address, Math.ceil((count * 4) / 4096) * 4096);
+    return {
+      words: region.words,
+      faultCount: () => native.faultCount(guard),
+      release: () => {
+        native.endSurvival(guard);
+        region.release();
+      },
+    };
   }
 
   checksumBlocks(addresses: Float64Array, count: number, out: Uint32Array): void {

@@ -29,6 +29,7 @@ import { PROBE_BASE, VolumeTable } from './volume-table.ts';
 const RX_ORDER_HANDSHAKE = 2;
 const RX_ORDER = 5;
 const ENOENT = 2;
+const EIO = 5;
 const HANDSHAKE_MS_MAX = 30_000;
 /** With others waiting for memory, a client that takes no replies for this long loses its connection. */
 const STALL_MS_MAX = 10_000;
@@ -197,7 +198,10 @@ export class NodeServer {
     this.#reported = false;
     this.#checksumReported = false;
     this.#stats[Stat.regionPageWrites] = this.#committer.writtenCount;
-    if (!this.#stopping) for (const volume of this.#volumes.values()) this.#cleaner.tick(volume);
+    for (const volume of this.#stopping ? [] : this.#volumes.values()) {
+      this.#cleaner.tick(volume);
+      if (volume.integrity.lostChecksums) this.volumeFailed(volume, EIO);
+    }
     this.#accept();
     for (const connection of this.#connections) {
       if (connection === null || connection.phase === CLOSING) continue;
