@@ -1,6 +1,6 @@
 /**
- * The way to one replica: a connection for reads and one for everything else, up together, down together, made again
- * after a pause for as long as the replica is wanted.
+ * The way to one replica: a few connections for reads and one for everything else, up together, down together, made
+ * again after a pause for as long as the replica is wanted.
  */
 import {
   NBD_FLAG_READ_ONLY,
@@ -17,6 +17,11 @@ import {
 import type { Mirror, ReplicaLink } from './mirror.ts';
 import { Operation } from './request.ts';
 
+/**
+ * A read connection takes one reply a trip through the ring: the payload can only be received once the header told whose
+ * it is. Several of them bring several replies a trip.
+ */
+const READ_CONNECTIONS = 4;
 const RECONNECT_MS_MIN = 100;
 const RECONNECT_MS_MAX = 2000;
 
@@ -30,7 +35,7 @@ export interface LinkOptions extends Omit<ConnectionOptions, 'owner'> {
 
 export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   readonly #options: LinkOptions;
-  readonly #read: ReadConnection;
+  readonly #reads: readonly ReadConnection[];
   readonly #write: WriteConnection;
   #mirror: Mirror | null = null;
   #up = false;
@@ -41,7 +46,10 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
 
   constructor(options: LinkOptions) {
     this.#options = options;
-    this.#read = new ReadConnection({ ...options, owner: this });
+    this.#reads = Array.from(
+      { length: READ_CONNECTIONS },
+      () => new ReadConnection({ ...options, owner: this }),
+    );
     this.#write = new WriteConnection({ ...options, owner: this });
   }
 
@@ -52,31 +60,33 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   }
 
   get inFlightCount(): number {
-    return this.#read.inFlightCount + this.#write.inFlightCount;
+    let count = this.#write.inFlightCount;
+    for (const read of this.#reads) count += read.inFlightCount;
+    return count;
   }
 
   /** Whether nothing of this link is in the kernel. */
   get idle(): boolean {
-    return this.#read.state === 'down' && this.#write.state === 'down';
+    return this.#write.state === 'down' && this.#reads.every((read) => read.state === 'down');
   }
 
   submit(tag: number): void {
-    if (this.#options.requests.operation[tag] === Operation.READ) this.#read.submit(tag);
+    if (this.#options.requests.operation[tag] === Operation.READ) this.#leastLoaded().submit(tag);
     else this.#write.submit(tag);
   }
 
   close(): void {
     this.#closed = true;
-    this.#failBoth('the replica left the membership');
+    this.#failAll('the replica left the membership');
   }
 
   flush(): void {
-    this.#read.flush();
+    for (const read of this.#reads) read.flush();
     this.#write.flush();
   }
 
   tick(nowMs: number): void {
-    this.#read.tick(nowMs);
+    for (const read of this.#reads) read.tick(nowMs);
     this.#write.tick(nowMs);
     if (this.#closed || !this.idle || this.#retryAtMs === 0) return;
     if (this.#retryAtMs < 0) this.#retryAtMs = nowMs + this.#retryDelayMs;
@@ -89,7 +99,7 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
       connection.fail(wrong);
       return;
     }
-    if (this.#read.state !== 'up' || this.#write.state !== 'up') return;
+    if (this.#write.state !== 'up' || this.#reads.some((read) => read.state !== 'up')) return;
     this.#up = true;
     this.#retryDelayMs = RECONNECT_MS_MIN;
     this.#options.onChange(this.#options.replica, true, '');
@@ -98,7 +108,7 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
 
   connectionFailed(_connection: Connection, reason: string): void {
     if (this.#reason === '') this.#reason = reason;
-    this.#failBoth(reason);
+    this.#failAll(reason);
   }
 
   connectionDown(): void {
@@ -123,13 +133,20 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   #connect(nowMs: number): void {
     this.#retryAtMs = 0;
     this.#reason = '';
-    this.#read.connect(nowMs);
+    for (const read of this.#reads) read.connect(nowMs);
     this.#write.connect(nowMs);
   }
 
-  #failBoth(reason: string): void {
-    this.#read.fail(reason);
+  #failAll(reason: string): void {
+    for (const read of this.#reads) read.fail(reason);
     this.#write.fail(reason);
+  }
+
+  /** Each tag has at most one read in flight, so where it went need not be kept. */
+  #leastLoaded(): ReadConnection {
+    let best = this.#reads[0]!;
+    for (const read of this.#reads) if (read.inFlightCount < best.inFlightCount) best = read;
+    return best;
   }
 
   /** Why an export cannot serve this volume, or null. */

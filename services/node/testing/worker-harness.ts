@@ -7,7 +7,7 @@ import type { FromWorker } from '../data/messages.ts';
 import { createStats } from '../data/stats.ts';
 import { checksumFileSizeOf } from '../store/checksum-file.ts';
 import { regionFileSizeOf } from '../store/region-table.ts';
-import { NodeServer } from '../worker/server.ts';
+import { connectionPoolBytes, NodeServer } from '../worker/server.ts';
 import { SimulatedIo, type SimulatedSocket, seededRandom } from './simulated-io.ts';
 
 export const MIB = 2 ** 20;
@@ -39,13 +39,14 @@ export function harness(
   const sizeBytes = options.sizeBytes ?? MIB;
   const poolBytes = options.poolBytes ?? 8 * MIB;
   const random = seededRandom(seed);
-  const io = new SimulatedIo(poolBytes, random);
+  const connectionsMax = 16;
+  const io = new SimulatedIo(poolBytes + connectionPoolBytes(connectionsMax), random);
   io.canZeroRange = options.canZeroRange ?? true;
   const images = options.images ?? emptyFiles(sizeBytes);
   for (const [fd, content] of images) io.setFile(fd, content);
   const posted: FromWorker[] = [];
   const stats = createStats();
-  const settings = { index: 0, listenFd: 3, poolBytes, slotCount: 512, connectionsMax: 16, stats };
+  const settings = { index: 0, listenFd: 3, poolBytes, slotCount: 512, connectionsMax, stats };
   const server = new NodeServer({
     settings,
     io,

@@ -23,18 +23,24 @@ export class BufferPool {
   /** Bytes that are not handed out. */
   freeBytes: number;
   readonly sizeBytes: number;
+  /** Position of the first block. */
+  readonly #base: number;
   /** Per unit: the order of the free block that begins there, or NOT_FREE. */
   readonly #freeOrder: Uint8Array;
   readonly #next: Int32Array;
   readonly #previous: Int32Array;
   readonly #heads: Int32Array = new Int32Array(ORDER_MAX + 1).fill(NONE);
 
-  /** @param sizeBytes a multiple of BLOCK_BYTES_MAX */
-  constructor(sizeBytes: number) {
+  /**
+   * @param sizeBytes a multiple of BLOCK_BYTES_MAX
+   * @param base where the pool begins in the worker's region; a multiple of UNIT_BYTES
+   */
+  constructor(sizeBytes: number, base = 0) {
     if (sizeBytes <= 0 || sizeBytes % BLOCK_BYTES_MAX !== 0 || sizeBytes > 2 ** 30) {
       throw new RangeError(`a pool is a multiple of ${BLOCK_BYTES_MAX} bytes, at most 1 GiB`);
     }
     this.sizeBytes = sizeBytes;
+    this.#base = base;
     this.freeBytes = sizeBytes;
     const units = sizeBytes / UNIT_BYTES;
     this.#freeOrder = new Uint8Array(units).fill(NOT_FREE);
@@ -55,12 +61,12 @@ export class BufferPool {
       this.#push(unit + (1 << from), from);
     }
     this.freeBytes -= UNIT_BYTES << order;
-    return unit * UNIT_BYTES;
+    return this.#base + unit * UNIT_BYTES;
   }
 
   /** Gives a block back, with the order it was allocated with. */
   free(position: number, order: number): void {
-    let unit = position / UNIT_BYTES;
+    let unit = (position - this.#base) / UNIT_BYTES;
     this.freeBytes += UNIT_BYTES << order;
     let merged = order;
     while (merged < ORDER_MAX) {

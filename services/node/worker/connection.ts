@@ -48,6 +48,7 @@ export class Connection {
   /** The write whose payload is being received straight into its block, and the bytes expected. */
   payloadSlot = NO_SLOT;
   payloadBytes = 0;
+  payloadStartedMs = 0;
   /** Payload of a refused request that is still to come. */
   drainBytes = 0;
   /** A write of several parts that is being received: its slot, and where its next part begins. */

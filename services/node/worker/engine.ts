@@ -174,6 +174,11 @@ export class Engine {
     return this.#pool.freeBytes;
   }
 
+  /** Memory for requests in all. */
+  get poolBytes(): number {
+    return this.#pool.sizeBytes;
+  }
+
   /** Gives slot and blocks back. */
   give(slot: number): void {
     const connection = this.#host.connectionOf(slot);

@@ -36,6 +36,14 @@ const BUFFER_BYTES_MAX = 8 * 1024 * 1024;
  * not take their replies, something is left for those who do.
  */
 const SHARE_SHIFT = 3;
+/** A request of 64 KiB that begins anywhere in a block is small. */
+const SMALL_SPAN_BYTES = 68 * 1024;
+/**
+ * The last of the memory, as shares of it (powers of two): the last quarter is only for the first small request of a
+ * connection, so that no crowd of large, half-sent or unread ones starves the others.
+ */
+const RESERVE_SHIFT = 2;
+const RESERVE_FIRST_SMALL_SHIFT = 5;
 /** Payload that is not there yet is received straight into its block from this size on. */
 const DIRECT_BYTES_MIN = 16 * 1024;
 /** The size of receives between large writes: a header, and little payload to copy. */
@@ -58,10 +66,12 @@ export interface ReceiverHost {
   finished(slot: number): void;
   /** The connection broke the protocol, or the stream ended. */
   fail(connection: Connection, reason: string): void;
-  /** It waits until slots or memory are free. */
-  waitForMemory(connection: Connection): void;
-  /** Whether another connection has waited longer for memory. */
-  mustQueue(connection: Connection): boolean;
+  /** Monotonic milliseconds, as of the last tick. */
+  readonly nowMs: number;
+  /** It waits until slots or memory are free; small requests do not queue behind large ones. */
+  waitForMemory(connection: Connection, small: boolean): void;
+  /** Whether another connection has waited longer for memory of that kind. */
+  mustQueue(connection: Connection, small: boolean): boolean;
 }
 
 export class Receiver {
@@ -321,6 +331,7 @@ export class Receiver {
     }
     connection.payloadSlot = slot;
     connection.payloadBytes = length - present;
+    connection.payloadStartedMs = this.#host.nowMs;
     connection.rxLimitBytes = RECEIVE_BETWEEN_WRITES_BYTES;
     this.#count(Stat.receives, 1);
     this.#io.receivePayload(connection.fd, to + present, length - present, connection.index);
@@ -382,13 +393,18 @@ export class Receiver {
     const slotsMax = Math.min(IN_FLIGHT_MAX, this.#slots.freeCount >> SHARE_SHIFT);
     // One beside the whole that a part belongs to is always allowed.
     if (connection.inFlight > 1 && connection.inFlight >= slotsMax) return NO_SLOT;
-    const bytesMax = Math.min(BUFFER_BYTES_MAX, this.#engine.freeBytes >> SHARE_SHIFT);
-    if (connection.bufferBytes > 0 && connection.bufferBytes + spanBytes > bytesMax) return NO_SLOT;
-    if (!this.#host.mustQueue(connection)) {
+    const { freeBytes, poolBytes } = this.#engine;
+    const first = connection.bufferBytes === 0;
+    const small = spanBytes <= SMALL_SPAN_BYTES;
+    const bytesMax = Math.min(BUFFER_BYTES_MAX, freeBytes >> SHARE_SHIFT);
+    if (!first && connection.bufferBytes + spanBytes > bytesMax) return NO_SLOT;
+    const reserveBytes = poolBytes >> (first && small ? RESERVE_FIRST_SMALL_SHIFT : RESERVE_SHIFT);
+    const fits = spanBytes === 0 || freeBytes - spanBytes >= reserveBytes;
+    if (fits && !this.#host.mustQueue(connection, small)) {
       const slot = this.#engine.take(connection, spanBytes, withScratch);
       if (slot !== NO_SLOT) return slot;
     }
-    this.#host.waitForMemory(connection);
+    this.#host.waitForMemory(connection, small);
     return NO_SLOT;
   }
 

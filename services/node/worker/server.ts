@@ -11,7 +11,7 @@ import type { ExportRecord, FromWorker, Handover, ToWorker, WorkerSettings } fro
 import { Stat } from '../data/stats.ts';
 import { REGION_SIZE_BYTES, REGIONS_PER_PAGE } from '../store/region-table.ts';
 import { statusContexts } from './block-status.ts';
-import { BufferPool, NO_BLOCK, UNIT_BYTES } from './buffer-pool.ts';
+import { BLOCK_BYTES_MAX, BufferPool, NO_BLOCK, UNIT_BYTES } from './buffer-pool.ts';
 import { CLEAN_BASE, Cleaner } from './cleaner.ts';
 import { CLOSING, Connection, DRAINING, HANDSHAKE, TRANSMISSION } from './connection.ts';
 import { Engine } from './engine.ts';
@@ -31,8 +31,13 @@ const RX_ORDER = 5;
 const ENOENT = 2;
 const EIO = 5;
 const HANDSHAKE_MS_MAX = 30_000;
-/** With others waiting for memory, a client that takes no replies for this long loses its connection. */
+/**
+ * With others waiting for memory, a client that takes no replies, or does not send the rest of a payload, for this long
+ * loses its connection.
+ */
 const STALL_MS_MAX = 10_000;
+/** Connections that may have a large receive block; the others do with the one of their handshake. */
+const LARGE_RX_COUNT = 64;
 
 /** Connections on their way out that someone waits for. */
 interface Cut {
@@ -49,6 +54,15 @@ interface Tagging {
   readonly pages: Set<number>;
 }
 
+/** What a connection needs from its first byte on. */
+const CONNECTION_BYTES_MIN = (UNIT_BYTES << RX_ORDER_HANDSHAKE) + (UNIT_BYTES << TX_ORDER);
+
+/** Memory for the connections' own blocks, so many that each of `connectionsMax` can be let in at any time. */
+export function connectionPoolBytes(connectionsMax: number): number {
+  const bytes = connectionsMax * CONNECTION_BYTES_MIN + LARGE_RX_COUNT * (UNIT_BYTES << RX_ORDER);
+  return Math.ceil(bytes / BLOCK_BYTES_MAX) * BLOCK_BYTES_MAX;
+}
+
 export class NodeServer {
   /** Monotonic milliseconds, as of the last tick. */
   nowMs = 0;
@@ -57,7 +71,9 @@ export class NodeServer {
   readonly #post: (message: FromWorker) => void;
   readonly #onStopped: () => void;
   readonly #slots: Slots;
+  /** For requests, and for the connections' own blocks: neither can starve the other. */
   readonly #pool: BufferPool;
+  readonly #connectionPool: BufferPool;
   readonly #stats: Float64Array;
   readonly #engine: Engine;
   readonly #receiver: Receiver;
@@ -68,7 +84,8 @@ export class NodeServer {
   #connectionCount = 0;
   readonly #dirty: Int32Array;
   #dirtyCount = 0;
-  readonly #waitingForMemory: Connection[] = [];
+  readonly #waitingSmall: Connection[] = [];
+  readonly #waitingLarge: Connection[] = [];
   readonly #exports = new Map<string, ExportRecord>();
   readonly #volumes: VolumeTable;
   readonly #committer: RegionCommitter;
@@ -98,6 +115,7 @@ export class NodeServer {
     this.#onStopped = parts.onStopped;
     this.#slots = new Slots(settings.slotCount);
     this.#pool = new BufferPool(settings.poolBytes);
+    this.#connectionPool = new BufferPool(connectionPoolBytes(settings.connectionsMax), settings.poolBytes);
     const stats = new Float64Array(settings.stats);
     this.#stats = stats;
     const slots = this.#slots;
@@ -170,27 +188,34 @@ export class NodeServer {
   onBatchEnd(): void {
     this.#engine.settleBatch();
     this.#serveDirty();
-    while (this.#waitingForMemory.length > 0) {
-      const connection = this.#waitingForMemory.shift()!;
-      connection.waitingForMemory = false;
-      if (connection.phase === CLOSING) continue;
-      this.#turn = connection;
-      this.#receiver.serve(connection);
-      this.#turn = null;
-      if (connection.waitingForMemory) {
-        // Still not enough: it stays the first.
-        this.#waitingForMemory.pop();
-        this.#waitingForMemory.unshift(connection);
-        break;
-      }
-      this.#touch(connection);
-    }
+    this.#serveWaiting(this.#waitingSmall);
+    this.#serveWaiting(this.#waitingLarge);
     this.#serveDirty();
     this.#committer.flush();
     this.#stats[Stat.poolFreeBytes] = this.#pool.freeBytes;
     if (this.#holds.length > 0) this.#answerHolds();
     if (this.#retiring.length > 0) this.#finishRetiring();
     if (this.#stopping) this.#stopIfDone();
+  }
+
+  /** Serves those that wait for memory, first come first; stops at the first for whom there is still not enough. */
+  #serveWaiting(queue: Connection[]): void {
+    for (;;) {
+      const connection = queue.shift();
+      if (connection === undefined) return;
+      connection.waitingForMemory = false;
+      if (connection.phase === CLOSING) continue;
+      this.#turn = connection;
+      this.#receiver.serve(connection);
+      this.#turn = null;
+      if (connection.waitingForMemory && queue.at(-1) === connection) {
+        // Still not enough: it stays the first.
+        queue.pop();
+        queue.unshift(connection);
+        return;
+      }
+      this.#touch(connection);
+    }
   }
 
   onTick(nowMs: number): void {
@@ -203,16 +228,19 @@ export class NodeServer {
       if (volume.integrity.lostChecksums) this.volumeFailed(volume, EIO);
     }
     this.#accept();
+    const othersWait = this.#waitingSmall.length + this.#waitingLarge.length > 0;
     for (const connection of this.#connections) {
       if (connection === null || connection.phase === CLOSING) continue;
       if (connection.phase === HANDSHAKE && nowMs - connection.acceptedMs > HANDSHAKE_MS_MAX) {
         this.fail(connection, 'the handshake took too long');
-      } else if (
-        connection.sending &&
-        this.#waitingForMemory.length > 0 &&
-        nowMs - connection.sendStartedMs > STALL_MS_MAX
-      ) {
+      } else if (othersWait && connection.sending && nowMs - connection.sendStartedMs > STALL_MS_MAX) {
         this.fail(connection, 'the client does not take its replies while others wait for memory');
+      } else if (
+        othersWait &&
+        connection.payloadSlot !== NO_SLOT &&
+        nowMs - connection.payloadStartedMs > STALL_MS_MAX
+      ) {
+        this.fail(connection, 'the client does not send its payload while others wait for memory');
       }
     }
   }
@@ -268,15 +296,15 @@ export class NodeServer {
     this.#taggings = this.#taggings.filter(({ pages }) => pages.size > 0);
   }
 
-  waitForMemory(connection: Connection): void {
+  waitForMemory(connection: Connection, small: boolean): void {
     if (connection.waitingForMemory) return;
     connection.waitingForMemory = true;
-    this.#waitingForMemory.push(connection);
+    (small ? this.#waitingSmall : this.#waitingLarge).push(connection);
     this.#count(Stat.memoryWaits);
   }
 
-  mustQueue(connection: Connection): boolean {
-    return this.#waitingForMemory.length > 0 && this.#turn !== connection;
+  mustQueue(connection: Connection, small: boolean): boolean {
+    return (small ? this.#waitingSmall : this.#waitingLarge).length > 0 && this.#turn !== connection;
   }
 
   /** Ends a connection that broke the protocol or broke off. */
@@ -464,12 +492,12 @@ export class NodeServer {
 
   /** A connection with its blocks, or null: then the descriptor is closed. */
   #admit(fd: number): Connection | null {
-    const tx = this.#pool.allocate(TX_ORDER);
-    const rx = tx === NO_BLOCK ? NO_BLOCK : this.#pool.allocate(RX_ORDER_HANDSHAKE);
+    const tx = this.#connectionPool.allocate(TX_ORDER);
+    const rx = tx === NO_BLOCK ? NO_BLOCK : this.#connectionPool.allocate(RX_ORDER_HANDSHAKE);
     const index = rx === NO_BLOCK ? undefined : this.#freeIndexes.pop();
     if (index === undefined) {
-      if (rx !== NO_BLOCK) this.#pool.free(rx, RX_ORDER_HANDSHAKE);
-      if (tx !== NO_BLOCK) this.#pool.free(tx, TX_ORDER);
+      if (rx !== NO_BLOCK) this.#connectionPool.free(rx, RX_ORDER_HANDSHAKE);
+      if (tx !== NO_BLOCK) this.#connectionPool.free(tx, TX_ORDER);
       this.#count(Stat.connectionsRefused);
       this.#io.close(fd);
       return null;
@@ -532,12 +560,14 @@ export class NodeServer {
     connection.volume = volume;
     connection.phase = TRANSMISSION;
     this.#transmitter.prepare(connection);
-    // A small receive block serves too, only in smaller batches.
-    const block = this.#pool.allocate(RX_ORDER);
+    // A small receive block serves too, only in smaller batches; those still to be let in come first.
+    const owed = (this.#settings.connectionsMax - this.#connectionCount) * CONNECTION_BYTES_MIN;
+    const spare = this.#connectionPool.freeBytes - owed;
+    const block = spare >= UNIT_BYTES << RX_ORDER ? this.#connectionPool.allocate(RX_ORDER) : NO_BLOCK;
     if (block !== NO_BLOCK) {
       const { rxAt, rxOrder, rxHead, rxTail } = connection;
       this.#io.memory.bytes.copyWithin(block, rxAt + rxHead, rxAt + rxTail);
-      this.#pool.free(rxAt, rxOrder);
+      this.#connectionPool.free(rxAt, rxOrder);
       setReceiveBlock(connection, block, RX_ORDER);
       connection.rxTail = rxTail - rxHead;
       connection.rxHead = 0;
@@ -601,8 +631,8 @@ export class NodeServer {
 
   /** Gives blocks and index back, and tells whoever waited for this connection's end. */
   #release(connection: Connection): void {
-    this.#pool.free(connection.rxAt, connection.rxOrder);
-    this.#pool.free(connection.txAt, TX_ORDER);
+    this.#connectionPool.free(connection.rxAt, connection.rxOrder);
+    this.#connectionPool.free(connection.txAt, TX_ORDER);
     this.#connections[connection.index] = null;
     this.#freeIndexes.push(connection.index);
     this.#stats[Stat.connections] = --this.#connectionCount;

@@ -4,11 +4,12 @@ import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
 import type { FromWorker, ToWorker, WorkerSettings } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
 import { RingIo } from './ring-io.ts';
-import { NodeServer } from './server.ts';
+import { connectionPoolBytes, NodeServer } from './server.ts';
 
 const { loop, data } = openWorkerLoop({ entries: 1024 });
 const settings = data as WorkerSettings;
-const io = new RingIo(loop.ring, allocateRegion(settings.poolBytes));
+const memoryBytes = settings.poolBytes + connectionPoolBytes(settings.connectionsMax);
+const io = new RingIo(loop.ring, allocateRegion(memoryBytes));
 const stats = new Float64Array(settings.stats);
 const post = (message: FromWorker): void => loop.post(message);
 const server = new NodeServer({ settings, io, post, onStopped: () => loop.stop() });
