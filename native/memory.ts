@@ -25,11 +25,6 @@ export class Region {
     return this.buffer.byteLength;
   }
 
-  /** Makes shared file pages durable: `offset` on a page boundary. */
-  sync(offsetBytes: number, lengthBytes: number): void {
-    native.syncRange(this.address + offsetBytes, lengthBytes);
-  }
-
   /** Unmaps now. No operation that names this memory may be in flight. Again is no error. */
   release(): void {
     native.unmap(this.buffer, this.#handle);

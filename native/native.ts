@@ -44,10 +44,6 @@ export interface Native {
   faultCount(guard: number): number;
   /** Before the memory is unmapped. */
   endSurvival(guard: number): void;
-  /** msync(2) with MS_SYNC; `address` on a page boundary. */
-  syncRange(address: number, length: number): void;
-  /** mlockall(2), current and future pages. */
-  lockAll(): void;
 
   // descriptors.cc
   close(fd: number): void;

@@ -9,7 +9,6 @@ const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
 const SO_LINGER = 13;
 const SO_KEEPALIVE = 9;
-const SO_ZEROCOPY = 60;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
 const TCP_USER_TIMEOUT = 18;
@@ -95,11 +94,6 @@ export function tuneDataSocket(fd: number, unackedTimeoutMs: number): void {
   native.setSocketOption(fd, IPPROTO_TCP, TCP_NODELAY, new Int32Array([1]));
   native.setSocketOption(fd, SOL_SOCKET, SO_KEEPALIVE, new Int32Array([1]));
   native.setSocketOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, new Int32Array([unackedTimeoutMs]));
-}
-
-/** Allows MSG_ZEROCOPY and so SEND_ZC statistics; harmless where the socket cannot. */
-export function allowZeroCopy(fd: number): void {
-  native.setSocketOption(fd, SOL_SOCKET, SO_ZEROCOPY, new Int32Array([1]));
 }
 
 /** Makes `close` drop unsent data at once and reset the peer, so that its pages are let go. */

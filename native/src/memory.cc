@@ -114,18 +114,6 @@ void EndSurvival(const Napi::CallbackInfo& info) {
   if (Int(info, 0) >= 0) guarded[Int(info, 0)].begin = 0;
 }
 
-// syncRange(address, length): msync(MS_SYNC) of whole pages.
-void SyncRange(const Napi::CallbackInfo& info) {
-  if (msync(reinterpret_cast<void*>(Address(info, 0)), Address(info, 1), MS_SYNC) != 0) {
-    throw SystemError(info.Env(), "msync", errno);
-  }
-}
-
-// lockAll(): keeps the process's pages, present and future, in memory.
-void LockAll(const Napi::CallbackInfo& info) {
-  if (mlockall(MCL_CURRENT | MCL_FUTURE) != 0) throw SystemError(info.Env(), "mlockall", errno);
-}
-
 }  // namespace
 
 void RegisterMemory(Napi::Env env, Napi::Object exports) {
@@ -134,8 +122,6 @@ void RegisterMemory(Napi::Env env, Napi::Object exports) {
   exports.Set("surviveFaults", Napi::Function::New(env, SurviveFaults));
   exports.Set("faultCount", Napi::Function::New(env, FaultCount));
   exports.Set("endSurvival", Napi::Function::New(env, EndSurvival));
-  exports.Set("syncRange", Napi::Function::New(env, SyncRange));
-  exports.Set("lockAll", Napi::Function::New(env, LockAll));
 }
 
 }  // namespace blockwire
