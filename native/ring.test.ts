@@ -158,7 +158,7 @@ test('a registered buffer serves fixed reads and writes', () => {
       region.bytes.fill(0x5a, 0, 64);
       const at = ring.prepare(IoringOp.WRITE_FIXED, 0, 0, left, 0, region.address, 64, 0, id, 1, 0);
       ring.sqes[at + 10] = 2;
-      ring.receive(right, region.address + 4096, 64, MSG_WAITALL, 0, id, 2, 0);
+      ring.receive(right, region, 4096, 64, MSG_WAITALL, 0, id, 2, 0);
       while (recorder.seen.length < 2) {
         ring.enter(1, 1000);
         ring.dispatch();
@@ -193,7 +193,7 @@ test('a process ends cleanly with a ring open and operations in flight', () => {
     import { allocateRegion } from ${JSON.stringify(new URL('./memory.ts', import.meta.url).href)};
     const ring = new Ring({ entries: 8 });
     const [left] = native.socketPair();
-    ring.receive(left, allocateRegion(4096).address, 4096, 0, 0, 0, 0, 0);
+    ring.receive(left, allocateRegion(4096), 0, 4096, 0, 0, 0, 0, 0);
     ring.submit();
     process.stdout.write('ready');
   `;

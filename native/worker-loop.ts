@@ -5,8 +5,9 @@
  *   RingWorker.post(message) ─ postMessage ─▶ port queue
  *                            └ eventfd ─────▶ read completes ─▶ receiveMessageOnPort ─▶ onMessage
  *
- * The worker never returns to its event loop, so nothing in it may be asynchronous. `enter` always has a bound:
- * V8 stops a terminated worker only once it is back in JavaScript, and process.exit waits for that.
+ * The worker never returns to its event loop, so nothing in it may be asynchronous. A timeout on the ring ends every
+ * wait within 100 ms: V8 stops a terminated worker only once it is back in JavaScript, and process.exit waits for that.
+ * The clock is read at these ticks only: reading it allocates a number.
  */
 import { type MessagePort, parentPort, receiveMessageOnPort, Worker, workerData } from 'node:worker_threads';
 import { allocateRegion, PAGE_SIZE_BYTES, type Region } from './memory.ts';
@@ -15,15 +16,18 @@ import { type CompletionHandler, Ring, type RingOptions } from './ring.ts';
 import { IoringOp } from './uapi/io-uring.ts';
 
 /** The longest that a terminated worker stays in the kernel, and the grain of `onTick`. */
-const WAIT_MS_MAX = 100;
+const TICK_MS = 100;
 const READ_WAKE = 0;
+const TICK = 1;
+/** Where the tick's struct __kernel_timespec is, behind the eventfd's counter. */
+const TIMESPEC_AT = 64;
 
 export interface WorkerLoopHooks {
   /** One message of the main thread, in order. */
   onMessage(message: unknown): void;
   /** After each batch of completions, before the next `enter`: the place to send what the batch gathered. */
   onBatchEnd?(): void;
-  /** At least every 100 ms; for deadlines. @param nowMs monotonic milliseconds */
+  /** Every 100 ms; for deadlines. @param nowMs monotonic milliseconds */
   onTick?(nowMs: number): void;
 }
 
@@ -31,7 +35,8 @@ export class WorkerLoop implements CompletionHandler {
   readonly ring: Ring;
   readonly #port: MessagePort;
   readonly #wakeFd: number;
-  readonly #wakeCount: Region;
+  /** The eventfd's counter and the tick's interval. */
+  readonly #memory: Region;
   readonly #id: number;
   #hooks: WorkerLoopHooks | null = null;
   #stopped = false;
@@ -40,7 +45,8 @@ export class WorkerLoop implements CompletionHandler {
     this.ring = new Ring(options.ring);
     this.#port = options.port;
     this.#wakeFd = options.wakeFd;
-    this.#wakeCount = allocateRegion(PAGE_SIZE_BYTES);
+    this.#memory = allocateRegion(PAGE_SIZE_BYTES);
+    this.#memory.view.setBigInt64(TIMESPEC_AT + 8, BigInt(TICK_MS) * 1_000_000n, true);
     this.#id = this.ring.addHandler(this);
   }
 
@@ -48,20 +54,13 @@ export class WorkerLoop implements CompletionHandler {
   run(hooks: WorkerLoopHooks): void {
     this.#hooks = hooks;
     this.#awaitWake();
+    this.#awaitTick();
     // What was posted before the loop ran.
     this.#receive();
-    let tickedMs = performance.now();
     while (!this.#stopped) {
       hooks.onBatchEnd?.();
-      this.ring.enter(this.ring.hasCompletions ? 0 : 1, WAIT_MS_MAX);
+      this.ring.enter(this.ring.hasCompletions ? 0 : 1, -1);
       this.ring.dispatch();
-      if (hooks.onTick !== undefined) {
-        const nowMs = performance.now();
-        if (nowMs - tickedMs >= WAIT_MS_MAX) {
-          tickedMs = nowMs;
-          hooks.onTick(nowMs);
-        }
-      }
     }
     this.ring.close();
   }
@@ -77,9 +76,18 @@ export class WorkerLoop implements CompletionHandler {
   }
 
   complete(operation: number, _data: number, result: number): void {
-    if (operation !== READ_WAKE || result < 0) return;
-    this.#awaitWake();
-    this.#receive();
+    if (operation === TICK) {
+      this.#awaitTick();
+      this.#hooks?.onTick?.(performance.now());
+    } else if (result >= 0) {
+      this.#awaitWake();
+      this.#receive();
+    }
+  }
+
+  #awaitTick(): void {
+    const address = this.#memory.address + TIMESPEC_AT;
+    this.ring.prepare(IoringOp.TIMEOUT, 0, 0, -1, 0, address, 1, 0, this.#id, TICK, 0);
   }
 
   #awaitWake(): void {
@@ -89,7 +97,7 @@ export class WorkerLoop implements CompletionHandler {
       0,
       this.#wakeFd,
       0,
-      this.#wakeCount.address,
+      this.#memory.address,
       8,
       0,
       this.#id,

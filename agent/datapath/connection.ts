@@ -57,11 +57,10 @@ const Op = {
 
 export type ConnectionState = 'down' | 'connecting' | 'handshake' | 'up' | 'draining';
 
-/** Where a request's payload is: registered ublk pages (buffer index = tag), or own memory, a stride a tag. */
+/** Where a request's payload is: in registered ublk pages (buffer index = tag), or in own memory, a stride a tag. */
 export interface PayloadMemory {
-  readonly registered: boolean;
-  /** Address of tag 0's buffer; unused for registered buffers, whose addresses are offsets. */
-  readonly address: number;
+  /** Null for registered pages. */
+  readonly region: Region | null;
   readonly strideBytes: number;
 }
 
@@ -292,8 +291,17 @@ export abstract class Connection implements CompletionHandler {
   /** Receives into own memory. */
   protected receiveReply(offsetBytes: number, lengthBytes: number, messageFlags: number): void {
     this.operationsInFlight++;
-    const address = this.receiveRegion.address + offsetBytes;
-    this.ring.receive(this.fd, address, lengthBytes, messageFlags, 0, this.id, Op.REPLY, 0);
+    this.ring.receive(
+      this.fd,
+      this.receiveRegion,
+      offsetBytes,
+      lengthBytes,
+      messageFlags,
+      0,
+      this.id,
+      Op.REPLY,
+      0,
+    );
   }
 
   /** Receives a read's payload into its request's buffer, linked to what is prepared next. */
@@ -335,12 +343,12 @@ export abstract class Connection implements CompletionHandler {
   }
 
   #sendHeaders(start: number, end: number, last: boolean): void {
-    const address = this.#transmit.address + start;
     const length = end - start;
     if (last) this.#chainLastBytes = length;
     this.ring.send(
       this.fd,
-      address,
+      this.#transmit,
+      start,
       length,
       last ? MSG_WAITALL | MSG_NOSIGNAL : MSG_WAITALL | MSG_NOSIGNAL | MSG_MORE,
       last ? 0 : Iosqe.IO_LINK | Iosqe.CQE_SKIP_SUCCESS,
@@ -370,12 +378,13 @@ export abstract class Connection implements CompletionHandler {
     messageFlags: number,
     operation: number,
   ): void {
-    const { registered, address, strideBytes } = this.#payload;
-    const ioprio = registered ? IoringRecvsend.FIXED_BUF : 0;
-    const from = registered ? 0 : address + tag * strideBytes;
+    const { region, strideBytes } = this.#payload;
+    const ioprio = region === null ? IoringRecvsend.FIXED_BUF : 0;
     const { ring, fd, id } = this;
-    const at = ring.prepare(opcode, sqeFlags, ioprio, fd, 0, from, length, messageFlags, id, operation, tag);
-    if (registered) ring.sqes[at + 10] = tag; // buf_index
+    // In a registered buffer the address is an offset into the request.
+    const at = ring.prepare(opcode, sqeFlags, ioprio, fd, 0, 0, length, messageFlags, id, operation, tag);
+    if (region !== null) ring.pointTo(at, region, tag * strideBytes);
+    else ring.sqes[at + 10] = tag; // buf_index
   }
 
   #startHandshake(): void {
@@ -388,9 +397,9 @@ export abstract class Connection implements CompletionHandler {
 
   #receiveHandshake(): void {
     this.operationsInFlight++;
-    const address = this.receiveRegion.address + this.#handshakeBytes;
-    const room = RECEIVE_BYTES - this.#handshakeBytes;
-    this.ring.receive(this.fd, address, room, 0, 0, this.id, Op.HANDSHAKE_RECEIVE, 0);
+    const at = this.#handshakeBytes;
+    const room = RECEIVE_BYTES - at;
+    this.ring.receive(this.fd, this.receiveRegion, at, room, 0, 0, this.id, Op.HANDSHAKE_RECEIVE, 0);
   }
 
   #continueHandshake(received: number): void {
@@ -426,7 +435,7 @@ export abstract class Connection implements CompletionHandler {
     this.#transmit.bytes.set(output);
     this.operationsInFlight++;
     const flags = MSG_WAITALL | MSG_NOSIGNAL;
-    this.ring.send(this.fd, this.#transmit.address, output.length, flags, 0, this.id, Op.HANDSHAKE_SEND, 0);
+    this.ring.send(this.fd, this.#transmit, 0, output.length, flags, 0, this.id, Op.HANDSHAKE_SEND, 0);
   }
 
   #finishDraining(): void {

@@ -21,10 +21,8 @@ const counters = openCounters(setup.counters);
 const say = (message: FromWorker): void => loop.post(message);
 
 const registered = setup.datapath === 'fused';
-const buffers = registered ? null : allocateRegion(depth * setup.ioSizeBytesMax);
 const payload: PayloadMemory = {
-  registered,
-  address: buffers?.address ?? 0,
+  region: registered ? null : allocateRegion(depth * setup.ioSizeBytesMax),
   strideBytes: setup.ioSizeBytesMax,
 };
 // ublk puts each request's pages into the slot of its tag.

@@ -33,7 +33,7 @@ class Bench implements MirrorHost {
         new NbdReplicaLink({
           ring: this.ring,
           requests: this.requests,
-          payload: { registered: false, address: this.memory.address, strideBytes: STRIDE },
+          payload: { region: this.memory, strideBytes: STRIDE },
           replica,
           endpoint: { address: '127.0.0.1', port },
           exportName: '',

@@ -149,17 +149,17 @@ export class UblkQueue implements CompletionHandler {
   }
 
   #command(command: number, tag: number, result: number): void {
-    const { registered, address, strideBytes } = this.#payload;
+    const { region, strideBytes } = this.#payload;
     // With AUTO_BUF_REG the SQE's address is struct ublk_auto_buf_reg: the buffer index in the low 16 bits, no flags.
-    const sqeAddress = registered ? tag : 0;
+    const sqeAddress = region === null ? tag : 0;
     const ring = this.#ring;
     const at = ring.prepare(IoringOp.URING_CMD, 0, 0, this.#fd, command, sqeAddress, 0, 0, this.#id, 0, tag);
     // struct ublksrv_io_cmd {q_id 16, tag 16, result 32, addr 64} in the SQE's command area.
     const sqes = ring.sqes;
     sqes[at + 12] = this.#queueId | (tag << 16);
     sqes[at + 13] = result;
-    if (!registered) {
-      const buffer = address + tag * strideBytes;
+    if (region !== null) {
+      const buffer = region.address + tag * strideBytes;
       sqes[at + 14] = buffer >>> 0;
       sqes[at + 15] = (buffer / TWO_TO_32) >>> 0;
     }

@@ -30,6 +30,11 @@ const COUNTERS: readonly (readonly [name: string, stat: StatName, help: string])
   ['region_waits_total', 'regionWaits', 'writes that waited for their region to be marked on the disk'],
   ['region_page_writes_total', 'regionPageWrites', 'pages of region maps written'],
   ['ring_enters_total', 'enters', 'calls of io_uring_enter'],
+  [
+    'heap_allocated_bytes_total',
+    'heapAllocatedBytes',
+    'bytes allocated on JavaScript heaps; not per request',
+  ],
 ];
 
 /** Everything that `/metrics` answers. */
@@ -51,6 +56,7 @@ export function createNodeMetrics(plane: DataPlane, store: ReplicaStore): Regist
   for (const [suffix, stat, help] of [
     ['connections', 'connections', 'NBD connections'],
     ['pool_free_bytes', 'poolFreeBytes', 'memory for requests that is free'],
+    ['heap_used_bytes', 'heapUsedBytes', 'JavaScript heap in use'],
   ] as const) {
     new Gauge({
       name: `blockwire_node_${suffix}`,

@@ -124,6 +124,17 @@ test('waitOnline waits for a member that may be back, and not for one long gone'
   assert.equal(await fleet.waitOnline('n1'), true);
 });
 
+test('one that was long gone and has just registered is waited for', async (t) => {
+  const { fleet, connect, pass } = makeFleet(t);
+  connect('n1').close();
+  pass(60_000);
+  assert.equal(await fleet.waitOnline('n1'), false);
+  fleet.register('n1');
+  const back = fleet.waitOnline('n1');
+  connect('n1');
+  assert.equal(await back, true);
+});
+
 test('closing fails commands and waiting, and refuses what comes later', async (t) => {
   const { fleet, connect } = makeFleet(t);
   connect('n1');

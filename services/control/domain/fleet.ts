@@ -151,8 +151,10 @@ export class Fleet<Action, Result> {
    */
   waitOnline(id: string): Promise<boolean> {
     if (this.isOnline(id)) return Promise.resolve(true);
-    const goneAt = this.#members.get(id)?.goneAt ?? this.#startedAt;
-    const leftMs = goneAt + this.#options.reconnectGraceMs - this.#options.now();
+    const known = this.#members.get(id);
+    // One that has just registered is about to open its watch, however long it was gone before.
+    const lastSignAt = known === undefined ? this.#startedAt : Math.max(known.goneAt, known.heardAt);
+    const leftMs = lastSignAt + this.#options.reconnectGraceMs - this.#options.now();
     if (this.#closed || leftMs <= 0) return Promise.resolve(false);
     const member = this.#member(id);
     return new Promise((resolve) => {

@@ -30,6 +30,8 @@ const NAMES = [
   'regionPageWrites',
   'poolFreeBytes',
   'enters',
+  'heapUsedBytes',
+  'heapAllocatedBytes',
 ] as const;
 
 export type StatName = (typeof NAMES)[number];

@@ -29,7 +29,6 @@ export class RingIo implements NodeIo, CompletionHandler {
   sink: CompletionSink | null = null;
   readonly #ring: Ring;
   readonly #handler: number;
-  readonly #address: number;
   readonly #readOp: number;
   readonly #writeOp: number;
 
@@ -40,7 +39,6 @@ export class RingIo implements NodeIo, CompletionHandler {
   constructor(ring: Ring, memory: Region) {
     this.#ring = ring;
     this.memory = memory;
-    this.#address = memory.address;
     this.#handler = ring.addHandler(this);
     let registered = false;
     try {
@@ -70,14 +68,14 @@ export class RingIo implements NodeIo, CompletionHandler {
   }
 
   receive(fd: number, at: number, lengthBytes: number, connection: number): void {
-    this.#ring.receive(fd, this.#address + at, lengthBytes, 0, 0, this.#handler, OP_RECEIVE, connection);
+    this.#ring.receive(fd, this.memory, at, lengthBytes, 0, 0, this.#handler, OP_RECEIVE, connection);
   }
 
   receivePayload(fd: number, at: number, lengthBytes: number, connection: number): void {
-    const address = this.#address + at;
     this.#ring.receive(
       fd,
-      address,
+      this.memory,
+      at,
       lengthBytes,
       MSG_WAITALL,
       0,
@@ -88,24 +86,25 @@ export class RingIo implements NodeIo, CompletionHandler {
   }
 
   send(fd: number, at: number, lengthBytes: number, connection: number): void {
-    this.#ring.send(fd, this.#address + at, lengthBytes, SEND_FLAGS, 0, this.#handler, OP_SEND, connection);
+    this.#ring.send(fd, this.memory, at, lengthBytes, SEND_FLAGS, 0, this.#handler, OP_SEND, connection);
   }
 
   sendMessage(fd: number, at: number, connection: number): void {
-    const address = this.#address + at;
-    this.#ring.prepare(
+    const ring = this.#ring;
+    const sqe = ring.prepare(
       IoringOp.SENDMSG,
       0,
       0,
       fd,
       0,
-      address,
+      0,
       1,
       SEND_FLAGS,
       this.#handler,
       OP_SEND,
       connection,
     );
+    ring.pointTo(sqe, this.memory, at);
   }
 
   shutdown(fd: number): void {
@@ -118,19 +117,8 @@ export class RingIo implements NodeIo, CompletionHandler {
 
   read(fd: number, offset: number, at: number, lengthBytes: number, slot: number): void {
     const ring = this.#ring;
-    const sqe = ring.prepare(
-      this.#readOp,
-      0,
-      0,
-      fd,
-      offset,
-      this.#address + at,
-      lengthBytes,
-      0,
-      this.#handler,
-      OP_DISK,
-      slot,
-    );
+    const sqe = ring.prepare(this.#readOp, 0, 0, fd, offset, 0, lengthBytes, 0, this.#handler, OP_DISK, slot);
+    ring.pointTo(sqe, this.memory, at);
     ring.sqes[sqe + SQE_BUF_INDEX] = BUFFER_INDEX;
   }
 
@@ -142,13 +130,14 @@ export class RingIo implements NodeIo, CompletionHandler {
       0,
       fd,
       offset,
-      this.#address + at,
+      0,
       lengthBytes,
       durable ? RWF_DSYNC : 0,
       this.#handler,
       OP_DISK,
       slot,
     );
+    ring.pointTo(sqe, this.memory, at);
     ring.sqes[sqe + SQE_BUF_INDEX] = BUFFER_INDEX;
   }
 

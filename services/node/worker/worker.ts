@@ -1,10 +1,13 @@
 /** Entry of a data worker's thread: memory, ring, server, loop. */
+import { getHeapStatistics } from 'node:v8';
 import { allocateRegion } from '@blockwire/native/memory.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
 import type { FromWorker, ToWorker, WorkerSettings } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
 import { RingIo } from './ring-io.ts';
 import { connectionPoolBytes, NodeServer } from './server.ts';
+
+const HEAP_SAMPLE_MS = 1000;
 
 const { loop, data } = openWorkerLoop({ entries: 1024 });
 const settings = data as WorkerSettings;
@@ -13,6 +16,7 @@ const io = new RingIo(loop.ring, allocateRegion(memoryBytes));
 const stats = new Float64Array(settings.stats);
 const post = (message: FromWorker): void => loop.post(message);
 const server = new NodeServer({ settings, io, post, onStopped: () => loop.stop() });
+let heapSampledMs = 0;
 server.start();
 post({ type: 'ready', registeredMemory: io.registered });
 loop.run({
@@ -21,5 +25,12 @@ loop.run({
     server.onBatchEnd();
     stats[Stat.enters] = loop.ring.enterCount;
   },
-  onTick: (nowMs) => server.onTick(nowMs),
+  onTick: (nowMs) => {
+    server.onTick(nowMs);
+    if (nowMs - heapSampledMs < HEAP_SAMPLE_MS) return;
+    heapSampledMs = nowMs;
+    const heap = getHeapStatistics();
+    stats[Stat.heapUsedBytes] = heap.used_heap_size;
+    stats[Stat.heapAllocatedBytes] = heap.total_allocated_bytes;
+  },
 });
