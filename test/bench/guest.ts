@@ -8,7 +8,7 @@ import type { Machine, MachineProcess } from '../vm/machine.ts';
 import { Vm } from '../vm/vm.ts';
 import { busyUs, idleUs, processTimes, processTreeUs } from './cpu.ts';
 import { fioArguments, type Job, parseFio } from './fio.ts';
-import type { Cleanup } from './processes.ts';
+import { type Cleanup, describeExit } from './processes.ts';
 import type { Competitor, Metrics } from './rounds.ts';
 import type { NbdServer } from './servers.ts';
 
@@ -86,8 +86,8 @@ export class Guest {
       `echo "pid $$"; exec node ${ATTACH_PROGRAM} --size ${options.sizeBytes} --datapath ${options.datapath} ${replicas.join(' ')}`,
       { onOutput: (chunk) => lines.add(chunk) },
     );
-    const pid = Number((await within(attached.waitFor(/^pid (\d+)$/m), attached))[1]);
-    const device = (await within(attached.waitFor(/^\/dev\/(ublkb\d+)$/m), attached))[1]!;
+    const pid = Number(await firstWord(attached, /^pid (\d+)$/m));
+    const device = await firstWord(attached, /^\/dev\/(ublkb\d+)$/m);
     return this.#competitor(name, {
       name: device,
       pid,
@@ -278,15 +278,23 @@ class LineWaiter {
   }
 }
 
-/** A daemon's first words, or BW_TIMEOUT and its end. */
-async function within<T>(promise: Promise<T>, daemon: MachineProcess): Promise<T> {
+/**
+ * What a daemon's output says first in a pattern's group. Throws BW_TIMEOUT after its end, BW_IO with how it ended: a signal
+ * leaves no words.
+ */
+async function firstWord(daemon: MachineProcess, pattern: RegExp): Promise<string> {
   const late = Promise.withResolvers<never>();
   const timer = setTimeout(() => {
     daemon.kill('SIGKILL');
     late.reject(new BlockwireError('BW_TIMEOUT', 'the device did not appear'));
   }, ATTACH_MS_MAX);
+  const ended = async (): Promise<never> => {
+    const { exitCode, output } = await daemon.done;
+    throw new BlockwireError('BW_IO', `it ended with ${describeExit(exitCode)}; output: ${output.trim()}`);
+  };
   try {
-    return await Promise.race([promise, late.promise]);
+    const match = await Promise.race([daemon.waitFor(pattern).catch(ended), late.promise]);
+    return match[1]!;
   } finally {
     clearTimeout(timer);
   }

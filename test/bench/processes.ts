@@ -1,5 +1,6 @@
 /** The processes that a benchmark starts: found by pid, ended by pid, and gone when the benchmark is, however it ends. */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 
@@ -120,4 +121,10 @@ export class Cleanup {
       }
     }
   }
+}
+
+/** A shell's exit code in words: above 128 it stands for the signal that ended the command. */
+export function describeExit(exitCode: number): string {
+  const signal = Object.entries(constants.signals).find(([, number]) => exitCode === 128 + number)?.[0];
+  return signal === undefined ? `exit code ${exitCode}` : `signal ${signal}`;
 }
