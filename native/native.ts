@@ -27,6 +27,11 @@ export interface Native {
    * without bound). Returns the SQEs consumed, or the negative errno.
    */
   ioUringEnter(fd: number, toSubmit: number, minComplete: number, timeoutMs: number): number;
+  /**
+   * From now on every return from ioUringEnter on this thread stores CLOCK_MONOTONIC at this address, a double in
+   * microseconds; 0 ends it.
+   */
+  ioUringClock(address: number): void;
   /** io_uring_register(2). */
   ioUringRegister(fd: number, opcode: number, argument: NodeJS.TypedArray | null, count: number): number;
 

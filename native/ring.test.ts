@@ -202,3 +202,24 @@ test('a process ends cleanly with a ring open and operations in flight', () => {
   assert.equal(child.signal, null);
   assert.equal(child.status, 0);
 });
+
+test('the clock is the time of the last return from enter', () => {
+  const ring = new Ring({ entries: 8, clock: true });
+  const nowUs = (): number => Number(process.hrtime.bigint() / 1000n);
+  try {
+    assert.equal(ring.clock[0], 0);
+    const before = nowUs();
+    ring.enter(1, 20);
+    const seen = ring.clock[0]!;
+    assert.ok(seen >= before + 19_000 && seen <= nowUs() + 1, `${before} ${seen}`);
+    ring.enter(0, 0);
+    assert.ok(ring.clock[0]! >= seen);
+  } finally {
+    ring.close();
+  }
+  // The page is gone: entering another ring of this thread must not touch it.
+  withRing(8, (other) => {
+    other.enter(0, 0);
+    assert.equal(other.clock[0], 0);
+  });
+});

@@ -47,6 +47,8 @@ export interface CompletionHandler {
 export interface RingOptions {
   /** SQEs; a power of two. Also the longest chain. */
   readonly entries: number;
+  /** Keep the time, see `clock`. Of the rings of one thread, the last one made keeps it for all. */
+  readonly clock?: boolean;
   /** CQEs; default four times `entries`. More completions than that are kept by the kernel, at a cost. */
   readonly cqEntries?: number;
 }
@@ -60,6 +62,13 @@ export class Ring {
   submittedCount = 0;
   completedCount = 0;
 
+  /**
+   * Element 0 is when this thread's last `enter` returned: CLOCK_MONOTONIC in microseconds. One time a batch, stored by
+   * the native call, for reading a clock from JavaScript allocates. 0 without `RingOptions.clock`.
+   */
+  readonly clock: Float64Array;
+
+  readonly #clockRegion: Region | null;
   readonly #queues: Region;
   readonly #sqeRegion: Region;
   readonly #sqes: Uint32Array;
@@ -113,6 +122,9 @@ export class Ring {
     this.#cqTail = params[21]! / 4;
     this.#cqMask = this.#words[params[22]! / 4]!;
     this.#cqes = cqesOffset / 4;
+    this.#clockRegion = options.clock === true ? allocateRegion(PAGE_SIZE_BYTES) : null;
+    this.clock = new Float64Array(this.#clockRegion?.buffer ?? new ArrayBuffer(8), 0, 1);
+    if (this.#clockRegion !== null) native.ioUringClock(this.#clockRegion.address);
     // The indirection of the submission queue is never needed: slot i always names SQE i.
     const arrayAt = params[16]! / 4;
     for (let i = 0; i < this.entries; i++) this.#words[arrayAt + i] = i;
@@ -366,6 +378,10 @@ export class Ring {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    if (this.#clockRegion !== null) {
+      native.ioUringClock(0);
+      this.#clockRegion.release();
+    }
     this.#queues.release();
     this.#sqeRegion.release();
     native.close(this.fd);

@@ -2,6 +2,7 @@
 #include <linux/io_uring.h>
 #include <linux/time_types.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "addon.h"
@@ -11,6 +12,9 @@ namespace {
 
 constexpr unsigned kEnterGetEvents = 1U << 0;
 constexpr unsigned kEnterExtArg = 1U << 3;
+
+// Where this thread's enters leave the time of their return, or null.
+thread_local double* enter_clock = nullptr;
 
 struct GetEventsArg {
   uint64_t sigmask;
@@ -33,15 +37,25 @@ Napi::Value Setup(const Napi::CallbackInfo& info) {
 Napi::Value Enter(const Napi::CallbackInfo& info) {
   const uint32_t min_complete = Uint(info, 2);
   const int32_t timeout_ms = Int(info, 3);
-  __kernel_timespec timespec = {timeout_ms / 1000, (timeout_ms % 1000) * 1000000LL};
-  GetEventsArg arg = {0, 8, 0, reinterpret_cast<uint64_t>(&timespec)};
+  __kernel_timespec timeout = {timeout_ms / 1000, (timeout_ms % 1000) * 1000000LL};
+  GetEventsArg arg = {0, 8, 0, reinterpret_cast<uint64_t>(&timeout)};
   unsigned flags = kEnterGetEvents;
   const bool bounded = min_complete > 0 && timeout_ms >= 0;
   if (bounded) flags |= kEnterExtArg;
   long result = syscall(__NR_io_uring_enter, Int(info, 0), Uint(info, 1), min_complete, flags,
                         bounded ? &arg : nullptr, bounded ? sizeof(arg) : 0);
-  return Napi::Number::New(info.Env(), static_cast<double>(result < 0 ? -errno : result));
+  if (result < 0) result = -errno;
+  if (enter_clock != nullptr) {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    *enter_clock = static_cast<double>(now.tv_sec) * 1e6 + static_cast<double>(now.tv_nsec) / 1e3;
+  }
+  return Napi::Number::New(info.Env(), static_cast<double>(result));
 }
+
+// ioUringClock(address): from now on every return from Enter on this thread stores CLOCK_MONOTONIC there, as a double in
+// microseconds; 0 ends it. The memory must stay mapped.
+void Clock(const Napi::CallbackInfo& info) { enter_clock = reinterpret_cast<double*>(Address(info, 0)); }
 
 // ioUringRegister(fd, opcode, argument, count): the call's result; throws on failure.
 Napi::Value Register(const Napi::CallbackInfo& info) {
@@ -55,6 +69,7 @@ Napi::Value Register(const Napi::CallbackInfo& info) {
 void RegisterRing(Napi::Env env, Napi::Object exports) {
   exports.Set("ioUringSetup", Napi::Function::New(env, Setup));
   exports.Set("ioUringEnter", Napi::Function::New(env, Enter));
+  exports.Set("ioUringClock", Napi::Function::New(env, Clock));
   exports.Set("ioUringRegister", Napi::Function::New(env, Register));
 }
 
