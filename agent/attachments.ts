@@ -8,6 +8,7 @@ import type {
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import type { AgentConfig } from './config.ts';
+import { chooseLadder } from './datapath/ladder.ts';
 import { chooseDatapath, type HostProbe } from './datapath/probe.ts';
 import { BlockDevice, type DeviceOptions } from './device.ts';
 
@@ -68,6 +69,7 @@ export class Attachments {
       );
     }
     const { config, log } = this.#options;
+    const probe = await this.#options.probe();
     const asked = command.datapath === '' || command.datapath === 'auto' ? config.datapath : command.datapath;
     const device = await BlockDevice.create({
       log,
@@ -75,7 +77,8 @@ export class Attachments {
       volumeName: command.volumeName,
       membership,
       sizeBytes: command.sizeBytes,
-      datapath: chooseDatapath(await this.#options.probe(), asked),
+      datapath: chooseDatapath(probe, asked),
+      ladder: chooseLadder(probe),
       queueDepth: config.queueDepth,
       ioSizeBytesMax: config.ioSizeBytesMax,
       replicaTimeoutMs: config.replicaTimeoutMs,

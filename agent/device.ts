@@ -15,8 +15,17 @@ import type { Membership, ReplicaMember } from '@blockwire/proto/control/types.t
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import { createCounters, openCounters } from './datapath/counters.ts';
-import type { Datapath, FromWorker, QueueWorkerData, ReplicaTarget, ToWorker } from './datapath/messages.ts';
+import { datapathFeatures } from './datapath/ladder.ts';
+import type {
+  Datapath,
+  DatapathLadder,
+  FromWorker,
+  QueueWorkerData,
+  ReplicaTarget,
+  ToWorker,
+} from './datapath/messages.ts';
 import { REPLICAS_COUNT_MAX } from './datapath/mirror.ts';
+import { createWriteRanges } from './datapath/write-ranges.ts';
 import {
   addDevice,
   deleteDevice,
@@ -41,6 +50,8 @@ export interface DeviceOptions {
   readonly membership: Membership;
   readonly sizeBytes: number;
   readonly datapath: Datapath;
+  /** `chooseLadder` of the host's probe. */
+  readonly ladder: DatapathLadder;
   readonly queueDepth: number;
   readonly ioSizeBytesMax: number;
   readonly replicaTimeoutMs: number;
@@ -154,12 +165,15 @@ export class BlockDevice {
   }
 
   async #start(): Promise<void> {
-    const { datapath, queueDepth, ioSizeBytesMax, sizeBytes } = this.#options;
+    const { datapath, ladder, queueDepth, ioSizeBytesMax, sizeBytes } = this.#options;
     const offered = await ublkFeatures();
-    const zeroCopy = datapath === 'fused' ? UblkFeature.SUPPORT_ZERO_COPY | UblkFeature.AUTO_BUF_REG : 0;
     const recovery = UblkFeature.USER_RECOVERY | UblkFeature.USER_RECOVERY_REISSUE;
     const wanted =
-      zeroCopy | recovery | UblkFeature.UPDATE_SIZE | UblkFeature.QUIESCE | UblkFeature.SAFE_STOP_DEV;
+      datapathFeatures(datapath, ladder) |
+      recovery |
+      UblkFeature.UPDATE_SIZE |
+      UblkFeature.QUIESCE |
+      UblkFeature.SAFE_STOP_DEV;
     const info = await addDevice({
       id: -1,
       queueCount: 1,
@@ -188,10 +202,14 @@ export class BlockDevice {
     const data: QueueWorkerData = {
       charFd: this.#charFd,
       queueId: 0,
+      queueCount: 1,
+      writeRanges: createWriteRanges(1, queueDepth),
+      wakeFds: [],
       queueDepth,
       ioSizeBytesMax,
       sizeBytes: this.#options.sizeBytes,
       datapath: this.#options.datapath,
+      ladder: this.#options.ladder,
       replicas: this.#targets,
       inSync: this.#inSyncMask(this.#membership),
       replicaTimeoutMs: this.#options.replicaTimeoutMs,

@@ -25,6 +25,8 @@ const TIMESPEC_AT = 64;
 export interface WorkerLoopHooks {
   /** One message of the main thread, in order. */
   onMessage(message: unknown): void;
+  /** The eventfd was signalled, by `post` or by whoever else has it; after the messages. */
+  onWake?(): void;
   /** After each batch of completions, before the next `enter`: the place to send what the batch gathered. */
   onBatchEnd?(): void;
   /** Every 100 ms; for deadlines. @param nowMs monotonic milliseconds */
@@ -82,6 +84,7 @@ export class WorkerLoop implements CompletionHandler {
     } else if (result >= 0) {
       this.#awaitWake();
       this.#receive();
+      this.#hooks?.onWake?.();
     }
   }
 
@@ -137,11 +140,13 @@ export class RingWorker {
     module: URL;
     name: string;
     data: unknown;
+    /** An eventfd that others signal too; its maker closes it, after the worker's end. Default: one of its own. */
+    wakeFd?: number;
     onMessage: (message: unknown) => void;
     /** The worker ended by itself: an uncaught error, or `stop`. */
     onExit: (error: Error | null) => void;
   }) {
-    this.#wakeFd = native.eventfd();
+    this.#wakeFd = options.wakeFd ?? native.eventfd();
     const workerData: RingWorkerData = { wakeFd: this.#wakeFd, data: options.data };
     this.#worker = new Worker(options.module, { workerData, name: options.name });
     let failure: Error | null = null;
@@ -151,7 +156,7 @@ export class RingWorker {
     });
     this.#exited = new Promise((resolve) => {
       this.#worker.on('exit', (code) => {
-        native.close(this.#wakeFd);
+        if (options.wakeFd === undefined) native.close(this.#wakeFd);
         resolve(code);
         options.onExit(failure);
       });

@@ -1,4 +1,9 @@
-/** What a queue counts, in memory shared with the main thread, which reads it when it is scraped. */
+/**
+ * What a queue counts, in memory shared with the main thread, which reads it when it is scraped: counters, then latency
+ * histograms (latency.ts).
+ */
+import { latencyNumbers } from './latency.ts';
+import { REPLICAS_COUNT_MAX } from './mirror.ts';
 
 export const COUNTERS = [
   'readOps',
@@ -8,11 +13,18 @@ export const COUNTERS = [
   'readBytes',
   'writeBytes',
   'errors',
+  /** Reads moved to another replica. */
   'failovers',
+  /** Requests sent to the same replica again, after it was away. */
+  'retries',
   'overlaps',
   'inFlight',
   'enters',
   'sqes',
+  /** Payloads of writes handed to the kernel without a copy (SEND_ZC, vmsplice), by completed notification. */
+  'zeroCopySends',
+  /** Of them, those that the kernel copied after all (IORING_NOTIF_USAGE_ZC_COPIED). */
+  'zeroCopyCopied',
 ] as const;
 
 export type Counter = (typeof COUNTERS)[number];
@@ -23,9 +35,16 @@ export const CounterIndex = Object.fromEntries(COUNTERS.map((name, index) => [na
 
 /** One writer (the worker), any readers; a torn value is impossible: aligned 64-bit stores. */
 export function openCounters(shared: SharedArrayBuffer): Float64Array {
-  return new Float64Array(shared);
+  return new Float64Array(shared, 0, COUNTERS.length);
 }
 
+/** The histograms behind the counters, for LatencyRecorder and readLatency. */
+export function openLatency(shared: SharedArrayBuffer): Float64Array {
+  return new Float64Array(shared, COUNTERS.length * Float64Array.BYTES_PER_ELEMENT);
+}
+
+/** A queue's memory, zeroed. */
 export function createCounters(): SharedArrayBuffer {
-  return new SharedArrayBuffer(COUNTERS.length * Float64Array.BYTES_PER_ELEMENT);
+  const count = COUNTERS.length + latencyNumbers(REPLICAS_COUNT_MAX);
+  return new SharedArrayBuffer(count * Float64Array.BYTES_PER_ELEMENT);
 }

@@ -87,7 +87,7 @@ loop.run({
   onMessage(message) {
     const order = message as ToWorker;
     if (order.type === 'membership') mirror.membership(order.inSync);
-    else mirror.failEverything();
+    else if (order.type === 'fail') mirror.failEverything();
   },
   onBatchEnd() {
     for (const link of links) link.flush();

@@ -9,6 +9,7 @@
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 import { COUNTERS } from '@blockwire/agent/datapath/counters.ts';
+import { chooseLadder } from '@blockwire/agent/datapath/ladder.ts';
 import { chooseDatapath, probeHost } from '@blockwire/agent/datapath/probe.ts';
 import { BlockDevice } from '@blockwire/agent/device.ts';
 import type { Membership } from '@blockwire/proto/control/types.ts';
@@ -34,13 +35,15 @@ let membership: Membership = {
   }),
 };
 
+const probe = await probeHost();
 const device = await BlockDevice.create({
   log: createLogger('attach'),
   attachmentId: 'att-static',
   volumeName: 'static',
   membership,
   sizeBytes: Number(values.size),
-  datapath: chooseDatapath(await probeHost(), values.datapath),
+  datapath: chooseDatapath(probe, values.datapath),
+  ladder: chooseLadder(probe),
   queueDepth: Number(values.depth),
   ioSizeBytesMax: Number(values['io-size']),
   replicaTimeoutMs: 30_000,
