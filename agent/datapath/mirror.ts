@@ -60,8 +60,9 @@ export class Mirror {
   /** `#releaseWaiting` is under way, and has to look again: a write that it started ended at once. */
   #releasing = false;
   #releaseAgain = false;
-  /** Reads moved to another replica, and writes that waited for an overlapping one. */
+  /** Reads moved to another replica, writes sent to the same one again, and writes that waited for an overlapping one. */
   failoverCount = 0;
+  retryCount = 0;
   overlapCount = 0;
 
   /** @param inSync the in-sync replicas, a bit for each index of `links` */
@@ -242,6 +243,7 @@ export class Mirror {
       if (this.#requests.operation[tag] === Operation.READ) {
         if (this.#reader[tag] === NO_REPLICA) this.#read(tag);
       } else if ((this.#awaited[tag]! & bit) !== 0) {
+        this.retryCount++;
         link.submit(tag);
       }
     }

@@ -2,7 +2,8 @@
 import { allocateRegion } from '@blockwire/native/memory.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
 import { CHAIN_REQUESTS_MAX, type PayloadMemory } from './connection.ts';
-import { CounterIndex, openCounters } from './counters.ts';
+import { CounterIndex, openCounters, openLatency } from './counters.ts';
+import { DEVICE_LATENCY, LatencyRecorder, replicaLatency } from './latency.ts';
 import type { FromWorker, QueueWorkerData, ToWorker } from './messages.ts';
 import { Mirror, type MirrorHost } from './mirror.ts';
 import { NbdReplicaLink } from './replica-link.ts';
@@ -12,12 +13,15 @@ import { type QueueHost, UblkQueue } from './ublk-queue.ts';
 // Room for a whole chain to each of several replicas before a submission is forced.
 const RING_ENTRIES = 8 * CHAIN_REQUESTS_MAX;
 
-const { loop, data } = openWorkerLoop({ entries: RING_ENTRIES });
+const { loop, data } = openWorkerLoop({ entries: RING_ENTRIES, clock: true });
 const setup = data as QueueWorkerData;
 const { ring } = loop;
 const depth = setup.queueDepth;
 const requests = new RequestTable(depth);
 const counters = openCounters(setup.counters);
+const numbers = openLatency(setup.counters);
+const latencyOf = (source: number): LatencyRecorder =>
+  new LatencyRecorder({ numbers, source, clock: ring.clock, requests });
 const say = (message: FromWorker): void => loop.post(message);
 
 const registered = setup.datapath === 'fused';
@@ -62,6 +66,7 @@ const links = setup.replicas.map(
       exportName: target.exportName,
       sizeBytes: setup.sizeBytes,
       timeoutMs: setup.replicaTimeoutMs,
+      latency: latencyOf(replicaLatency(replica)),
       onChange: (index, up, reason) => say({ type: 'link', replica: index, up, reason }),
     }),
 );
@@ -74,6 +79,7 @@ const queue = new UblkQueue({
   payload,
   host,
   counters,
+  latency: latencyOf(DEVICE_LATENCY),
 });
 
 queue.fetchAll();
@@ -94,6 +100,7 @@ loop.run({
     counters[CounterIndex.enters] = ring.enterCount;
     counters[CounterIndex.sqes] = ring.submittedCount;
     counters[CounterIndex.failovers] = mirror.failoverCount;
+    counters[CounterIndex.retries] = mirror.retryCount;
     counters[CounterIndex.overlaps] = mirror.overlapCount;
     if (ending && links.every((link) => link.idle)) {
       queue.release();

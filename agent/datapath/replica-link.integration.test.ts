@@ -8,6 +8,8 @@ import { allocateRegion } from '@blockwire/native/memory.ts';
 import { native } from '@blockwire/native/native.ts';
 import { Ring } from '@blockwire/native/ring.ts';
 import { listenTcp } from '@blockwire/native/sockets.ts';
+import { createCounters, openLatency } from './counters.ts';
+import { LatencyRecorder, readLatency, replicaLatency } from './latency.ts';
 import { Mirror, type MirrorHost } from './mirror.ts';
 import { NbdReplicaLink } from './replica-link.ts';
 import { Operation, RequestTable } from './request.ts';
@@ -18,7 +20,8 @@ const SIZE = 16 * 1024 * 1024;
 
 /** A ring, a mirror and its links, pumped by the test. */
 class Bench implements MirrorHost {
-  readonly ring = new Ring({ entries: 256 });
+  readonly ring = new Ring({ entries: 256, clock: true });
+  readonly latency = openLatency(createCounters());
   readonly requests = new RequestTable(DEPTH);
   readonly memory = allocateRegion(DEPTH * STRIDE);
   readonly results = new Map<number, number>();
@@ -39,6 +42,12 @@ class Bench implements MirrorHost {
           exportName: '',
           sizeBytes: SIZE,
           timeoutMs,
+          latency: new LatencyRecorder({
+            numbers: this.latency,
+            source: replicaLatency(replica),
+            clock: this.ring.clock,
+            requests: this.requests,
+          }),
           onChange: (_replica, up, reason) => this.changes.push({ up, reason }),
         }),
     );
@@ -176,6 +185,12 @@ test('what was written is read back, at every size, many at once', async () => {
       `tag ${tag}`,
     );
     assert.equal(bench.buffer(tag)[size] ?? 0, 0, 'nothing beyond the request is touched');
+  }
+  for (const kind of ['read', 'write'] as const) {
+    const { count, sumUs } = readLatency([bench.latency], replicaLatency(0), kind);
+    assert.equal(count, DEPTH);
+    // An answer never comes with the batch in which its request went out.
+    assert.ok(sumUs > 0 && sumUs < 60e6, `${sumUs} us`);
   }
   await bench.close();
 });

@@ -14,6 +14,7 @@ import {
   ReadConnection,
   WriteConnection,
 } from './connection.ts';
+import type { LatencyRecorder } from './latency.ts';
 import type { Mirror, ReplicaLink } from './mirror.ts';
 import { Operation } from './request.ts';
 
@@ -29,6 +30,7 @@ export interface LinkOptions extends Omit<ConnectionOptions, 'owner'> {
   readonly replica: number;
   /** Bytes that the export must have at least. */
   readonly sizeBytes: number;
+  readonly latency: LatencyRecorder;
   /** Told of every change: up, or down with the reason. */
   readonly onChange: (replica: number, up: boolean, reason: string) => void;
 }
@@ -71,6 +73,7 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   }
 
   submit(tag: number): void {
+    this.#options.latency.begin(tag);
     if (this.#options.requests.operation[tag] === Operation.READ) this.#leastLoaded().submit(tag);
     else this.#write.submit(tag);
   }
@@ -123,6 +126,7 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   }
 
   answered(tag: number, error: number): void {
+    this.#options.latency.end(tag);
     this.#mirror?.answered(this.#options.replica, tag, error);
   }
 

@@ -16,6 +16,7 @@ import {
 } from '../ublk/uapi.ts';
 import type { PayloadMemory } from './connection.ts';
 import { CounterIndex } from './counters.ts';
+import type { LatencyRecorder } from './latency.ts';
 import { Operation, type RequestTable } from './request.ts';
 
 const EOPNOTSUPP = 95;
@@ -38,6 +39,7 @@ export class UblkQueue implements CompletionHandler {
   readonly #payload: PayloadMemory;
   readonly #host: QueueHost;
   readonly #counters: Float64Array;
+  readonly #latency: LatencyRecorder;
   readonly #id: number;
   readonly #descRegion: Region;
   readonly #descs: Uint32Array;
@@ -52,6 +54,7 @@ export class UblkQueue implements CompletionHandler {
     payload: PayloadMemory;
     host: QueueHost;
     counters: Float64Array;
+    latency: LatencyRecorder;
   }) {
     this.#ring = options.ring;
     this.#fd = options.fd;
@@ -60,6 +63,7 @@ export class UblkQueue implements CompletionHandler {
     this.#payload = options.payload;
     this.#host = options.host;
     this.#counters = options.counters;
+    this.#latency = options.latency;
     this.#id = this.#ring.addHandler(this);
     const descBytes = options.requests.depth * IO_DESC_WORDS * 4;
     this.#descRegion = mapDescriptor({
@@ -81,6 +85,7 @@ export class UblkQueue implements CompletionHandler {
   commit(tag: number, result: number): void {
     const counters = this.#counters;
     counters[CounterIndex.inFlight] = counters[CounterIndex.inFlight]! - 1;
+    this.#latency.end(tag);
     if (result < 0) counters[CounterIndex.errors] = counters[CounterIndex.errors]! + 1;
     this.#command(UblkIoCommand.COMMIT_AND_FETCH_REQ, tag, result);
   }
@@ -106,6 +111,7 @@ export class UblkQueue implements CompletionHandler {
     const requests = this.#requests;
     const counters = this.#counters;
     counters[CounterIndex.inFlight] = counters[CounterIndex.inFlight]! + 1;
+    this.#latency.begin(tag);
     const length = sectors * SECTOR_BYTES;
     requests.offsetBytes[tag] = (this.#descs[at + 3]! * TWO_TO_32 + this.#descs[at + 2]!) * SECTOR_BYTES;
     requests.lengthBytes[tag] = length;
