@@ -42,3 +42,4 @@ if [ ! -f "$addon" ] || [ "$(printf '%s\n%s\n' "$newest_source" "$(stat -c %Y.99
   "$node" native/build.ts
 fi
 "$node" proto/build.ts
+"$node" services/shared/stripped/fill.ts

@@ -11,6 +11,8 @@ import { globSync } from 'node:fs';
 import { join } from 'node:path';
 import { run } from 'node:test';
 import { spec } from 'node:test/reporters';
+import { fillStripped } from '@blockwire/shared/stripped/fill.ts';
+import { withStrippedHook } from '@blockwire/shared/stripped/path.mjs';
 
 const ROOT = join(import.meta.dirname, '..');
 const IGNORED = ['**/node_modules/**', '**/build/**'];
@@ -75,6 +77,9 @@ if (unknown.length > 0) {
   process.stderr.write(`no such stage: ${unknown.join(', ')}; there are check, unit, integration, vm\n`);
   process.exit(2);
 }
+// Every test file is a process, and starts others.
+fillStripped();
+process.env.NODE_OPTIONS = withStrippedHook(process.env.NODE_OPTIONS);
 if (asked.length === 0 || asked.includes('check')) {
   process.stdout.write('== check\n');
   runCheck('format and lint (biome)', 'npx', ['biome', 'check', '.']);

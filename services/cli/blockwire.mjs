@@ -9,8 +9,10 @@ import { accessSync, constants } from 'node:fs';
 import { constants as osConstants } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { withStrippedHook } from '../shared/stripped/path.mjs';
 
 const NODE_MAJOR_MIN = 24;
+/** @type {readonly NodeJS.Signals[]} */
 const PASSED_SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'];
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -29,11 +31,13 @@ function findProjectNode() {
   }
 }
 
+/** @param {string} message */
 function fail(message) {
   process.stderr.write(`blockwire: BW_UNSUPPORTED_HOST: ${message}\n`);
   process.exit(1);
 }
 
+/** @param {string} nodePath */
 function handOver(nodePath) {
   // main.ts notices the loss of this process by its parent's id, which a SIGKILL here could not tell it.
   const env = { ...process.env, BLOCKWIRE_LAUNCHER_PID: String(process.pid) };
@@ -44,11 +48,15 @@ function handOver(nodePath) {
     if (signal === null) process.exit(code ?? 1);
     for (const passed of PASSED_SIGNALS) process.removeAllListeners(passed);
     process.exitCode = 128 + (osConstants.signals[signal] ?? 0);
-    process.kill(process.pid, signal);
+    process.kill(process.pid, signal ?? undefined);
   });
 }
 
+// For the processes that this one starts, and for itself.
+process.env.NODE_OPTIONS = withStrippedHook(process.env.NODE_OPTIONS);
+
 if (Number(process.versions.node.split('.')[0]) >= NODE_MAJOR_MIN) {
+  await import('../shared/stripped/hook.mjs');
   const { main } = await import('./main.ts');
   process.exitCode = await main(process.argv.slice(2));
 } else {

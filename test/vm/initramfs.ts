@@ -1,7 +1,8 @@
 /** The VM's initramfs: busybox, the kernel modules needed at boot, and the scripts in guest/. */
 import * as fs from 'node:fs/promises';
-import { stripTypeScriptTypes } from 'node:module';
 import * as path from 'node:path';
+import { stripTypes } from '@blockwire/shared/stripped/fill.ts';
+import { withStrippedHook } from '@blockwire/shared/stripped/path.mjs';
 import { type CpioEntry, cpioArchive } from './cpio.ts';
 import type { Kernel } from './kernel.ts';
 import { findProgram } from './programs.ts';
@@ -64,17 +65,6 @@ export async function buildInitramfs(options: InitramfsOptions): Promise<Buffer>
   return cpioArchive(entries);
 }
 
-/** Node warns that this is experimental; who boots a VM cannot act on that. */
-function stripTypes(source: string): string {
-  const { emitWarning } = process;
-  process.emitWarning = () => {};
-  try {
-    return stripTypeScriptTypes(source);
-  } finally {
-    process.emitWarning = emitWarning;
-  }
-}
-
 function shellConfig({ kernel, repositoryPath, address, gateway }: InitramfsOptions): string {
   const hidden = (file: string) => /^\/(tmp|run)\//.test(file);
   const variables: Record<string, string> = {
@@ -82,6 +72,7 @@ function shellConfig({ kernel, repositoryPath, address, gateway }: InitramfsOpti
     MODULES_DIR: kernel.modulesPath,
     REPOSITORY: repositoryPath,
     NODE: process.execPath,
+    NODE_OPTIONS: withStrippedHook(''),
     ADDRESS: address,
     GATEWAY: gateway,
     KEEP: [repositoryPath, kernel.modulesPath, path.dirname(process.execPath)].filter(hidden).join(' '),

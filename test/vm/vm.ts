@@ -6,6 +6,7 @@
 import * as fs from 'node:fs/promises';
 import * as path from 'node:path';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
+import { fillStripped } from '@blockwire/shared/stripped/fill.ts';
 import { AgentClient } from './agent-client.ts';
 import { HostMachine, isHostWanted } from './host.ts';
 import { buildInitramfs } from './initramfs.ts';
@@ -68,6 +69,7 @@ export class Vm implements Machine {
     const onProgress = options.onProgress ?? (() => {});
     const cache = cacheDirectory();
     const kernel = await ensureKernel(cache, { onProgress });
+    fillStripped();
     await sweep();
     const memory = new AcceleratorMemory(cache);
     let failure: unknown;
