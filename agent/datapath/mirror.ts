@@ -10,6 +10,7 @@
  *   after its last operation ended.
  */
 import { Operation, type RequestTable } from './request.ts';
+import type { WriteRanges } from './write-ranges.ts';
 
 export const REPLICAS_COUNT_MAX = 8;
 const NO_REPLICA = 0xff;
@@ -38,6 +39,8 @@ export class Mirror {
   readonly #requests: RequestTable;
   readonly #links: readonly ReplicaLink[];
   readonly #host: MirrorHost;
+  /** The writes of the device's other queues; null if there are none. */
+  readonly #ranges: WriteRanges | null;
   /** Per tag: Phase. */
   readonly #phase: Uint8Array;
   /** Per tag: replicas whose acknowledgement is missing, a bit each. */
@@ -71,10 +74,12 @@ export class Mirror {
     links: readonly ReplicaLink[];
     host: MirrorHost;
     inSync: number;
+    ranges?: WriteRanges | null;
   }) {
     this.#requests = options.requests;
     this.#links = options.links;
     this.#host = options.host;
+    this.#ranges = options.ranges ?? null;
     this.#inSync = options.inSync;
     const { depth } = options.requests;
     this.#phase = new Uint8Array(depth);
@@ -104,13 +109,18 @@ export class Mirror {
       this.#phase[tag] = Phase.ACTIVE;
       this.#readFailed[tag] = 0;
       this.#read(tag);
-    } else if (this.#overlapsEarlier(tag, this.#waitingCount)) {
+    } else if (this.#overlapsEarlier(tag, this.#waitingCount) || !this.#claimed(tag)) {
       this.overlapCount++;
       this.#phase[tag] = Phase.WAITING;
       this.#waiting[this.#waitingCount++] = tag;
     } else {
       this.#write(tag);
     }
+  }
+
+  /** Another queue's write ended for which one of this queue may have waited. */
+  retryWaiting(): void {
+    if (this.#waitingCount > 0) this.#releaseWaiting();
   }
 
   /** A replica answered. @param error an NBD error, 0 for success */
@@ -166,6 +176,8 @@ export class Mirror {
     for (let replica = 0; replica < this.#links.length; replica++) this.#links[replica]!.close();
     this.#inSync = 0;
     this.#failUntouched();
+    // Those that wait for another queue's write.
+    this.retryWaiting();
   }
 
   #read(tag: number): void {
@@ -293,8 +305,16 @@ export class Mirror {
     this.#reader[tag] = NO_REPLICA;
     this.#awaited[tag] = 0;
     this.#activeCount--;
+    this.#ranges?.release(tag);
     this.#host.complete(tag, result);
     if (this.#waitingCount > 0) this.#releaseWaiting();
+  }
+
+  /** Whether no other queue has a write in flight where this one goes. A flush goes nowhere. */
+  #claimed(tag: number): boolean {
+    const { operation, offsetBytes, lengthBytes } = this.#requests;
+    if (this.#ranges === null || operation[tag] === Operation.FLUSH) return true;
+    return this.#ranges.claim(tag, offsetBytes[tag]!, lengthBytes[tag]!);
   }
 
   /** Whether a write-like request overlaps one in flight, or one of the first `waitingCount` that wait. */
@@ -333,7 +353,8 @@ export class Mirror {
         const tag = this.#waiting[i]!;
         if (this.#overlapsEarlier(tag, kept)) this.#waiting[kept++] = tag;
         else if (this.#failing) this.#finish(tag, -EIO);
-        else this.#write(tag);
+        else if (this.#claimed(tag)) this.#write(tag);
+        else this.#waiting[kept++] = tag;
       }
       this.#waitingCount = kept;
     } while (this.#releaseAgain);

@@ -1,5 +1,8 @@
 /** The thread of one ublk queue: kernel → UblkQueue → Mirror → replica links → Mirror → UblkQueue → kernel. */
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { allocateRegion } from '@blockwire/native/memory.ts';
+import { native } from '@blockwire/native/native.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
 import { CHAIN_REQUESTS_MAX, type PayloadMemory } from './connection.ts';
 import { CounterIndex, openCounters, openLatency } from './counters.ts';
@@ -9,6 +12,7 @@ import { Mirror, type MirrorHost } from './mirror.ts';
 import { NbdReplicaLink } from './replica-link.ts';
 import { RequestTable } from './request.ts';
 import { type QueueHost, UblkQueue } from './ublk-queue.ts';
+import { WriteRanges } from './write-ranges.ts';
 
 // Room for a whole chain to each of several replicas before a submission is forced.
 const RING_ENTRIES = 8 * CHAIN_REQUESTS_MAX;
@@ -70,17 +74,35 @@ const links = setup.replicas.map(
       onChange: (index, up, reason) => say({ type: 'link', replica: index, up, reason }),
     }),
 );
-const mirror = new Mirror({ requests, links, host, inSync: setup.inSync });
+const { queueId, queueCount, writeRanges, wakeFds } = setup;
+const ranges =
+  queueCount === 1
+    ? null
+    : new WriteRanges({
+        shared: writeRanges,
+        queueId,
+        queueCount,
+        queueDepth: depth,
+        wake: (target) => native.eventfdSignal(wakeFds[target]!),
+      });
+const mirror = new Mirror({ requests, links, host, inSync: setup.inSync, ranges });
 const queue = new UblkQueue({
   ring,
   fd: setup.charFd,
-  queueId: setup.queueId,
+  queueId,
   requests,
   payload,
   host,
   counters,
   latency: latencyOf(DEVICE_LATENCY),
 });
+
+function reportHeap(): void {
+  setFlagsFromString('--expose-gc');
+  (runInNewContext('gc') as () => void)();
+  const requests = counters[CounterIndex.readOps]! + counters[CounterIndex.writeOps]!;
+  say({ type: 'heap', usedBytes: process.memoryUsage().heapUsed, requests });
+}
 
 queue.fetchAll();
 ring.submit();
@@ -94,6 +116,10 @@ loop.run({
     const order = message as ToWorker;
     if (order.type === 'membership') mirror.membership(order.inSync);
     else if (order.type === 'fail') mirror.failEverything();
+    else reportHeap();
+  },
+  onWake() {
+    mirror.retryWaiting();
   },
   onBatchEnd() {
     for (const link of links) link.flush();
