@@ -15,8 +15,11 @@ export type { CommandResult, CommandResultInput } from '../build/blockwire/contr
 export type { CreateReplica, CreateReplicaInput } from '../build/blockwire/control/v1/CreateReplica.ts';
 export type { DeleteReplica, DeleteReplicaInput } from '../build/blockwire/control/v1/DeleteReplica.ts';
 export type { DetachVolume, DetachVolumeInput } from '../build/blockwire/control/v1/DetachVolume.ts';
+export type { DeviceOptions, DeviceOptionsInput } from '../build/blockwire/control/v1/DeviceOptions.ts';
+export type { DeviceStatus, DeviceStatusInput } from '../build/blockwire/control/v1/DeviceStatus.ts';
 export type { Empty } from '../build/blockwire/control/v1/Empty.ts';
 export type { InstallEpoch, InstallEpochInput } from '../build/blockwire/control/v1/InstallEpoch.ts';
+export type { IoState } from '../build/blockwire/control/v1/IoState.ts';
 export type { Membership, MembershipInput } from '../build/blockwire/control/v1/Membership.ts';
 export type { NodeCommand, NodeCommandInput } from '../build/blockwire/control/v1/NodeCommand.ts';
 export type {
@@ -42,3 +45,4 @@ export type {
   ReportReplicaLostRequest,
   ReportReplicaLostRequestInput,
 } from '../build/blockwire/control/v1/ReportReplicaLostRequest.ts';
+export type { ResizeDevice } from '../build/blockwire/control/v1/ResizeDevice.ts';

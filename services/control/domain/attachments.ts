@@ -2,7 +2,7 @@
 import { BlockwireError, type ErrorCode, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Change } from '../store/store.ts';
 import { commitRound } from './commit.ts';
-import { type Context, type DeviceReport, timestamp } from './context.ts';
+import { type AttachAction, type Context, type DeviceReport, timestamp } from './context.ts';
 import { installMembership, membershipOf } from './membership.ts';
 import {
   type AgentRecord,
@@ -10,6 +10,8 @@ import {
   type AttachmentState,
   attachments,
   type Datapath,
+  DEFAULT_DEVICE_OPTIONS,
+  type DeviceOptions,
   deviceTombstones,
   type VolumeRecord,
   volumes,
@@ -33,11 +35,17 @@ export interface AttachRequest {
   readonly volumeId: string;
   readonly agentId?: string | undefined;
   readonly datapath: Datapath;
+  readonly options: DeviceOptions;
 }
+
+/** How a device's I/O fares, as its agent said last. */
+export type IoState = 'ok' | 'waiting' | 'failing' | 'recovering' | 'unknown';
 
 export class Attachments {
   readonly #context: Context;
   readonly #tombstones: TombstoneCollector;
+  /** By agent: what its last heartbeat said of each attachment. Not stored: it is true only now. */
+  readonly #io = new Map<string, ReadonlyMap<string, IoState>>();
 
   constructor(context: Context, tombstones: TombstoneCollector) {
     this.#context = context;
@@ -88,6 +96,7 @@ export class Attachments {
           sizeBytes: volume.sizeBytes,
           datapath: request.datapath,
           volumeName: volume.name,
+          options: request.options,
         },
         { deadlineMs: timing.attachMs },
       );
@@ -176,6 +185,57 @@ export class Attachments {
     }
   }
 
+  /**
+   * A new process of the agent takes over the device of this attachment. The next generation is installed at every
+   * replica first: it cuts the connections of the old process, whose last writes could otherwise arrive after newer ones.
+   *
+   * Throws BW_ATTACHMENT_NOT_FOUND when the device is nobody's any more, BW_CONFLICT while the attachment is being made
+   * or taken away, and what installMembership throws.
+   */
+  async resume(request: { readonly agentId: string; readonly id: string }): Promise<AttachAction> {
+    const { store } = this.#context;
+    const { id, agentId } = request;
+    const { record, generation } = await commitRound(store, async () => {
+      const found = await attachments.get(store, id);
+      if (found === null || found.value.agentId !== agentId) throw attachmentNotFound(id);
+      const { state, volumeId } = found.value;
+      const volume = await volumes.get(store, volumeId);
+      if (volume?.value.attachmentId !== id) throw attachmentNotFound(id);
+      if (state === 'attaching' || state === 'detaching') {
+        throw new BlockwireError('BW_CONFLICT', `attachment ${id} is ${state}; try again`);
+      }
+      const generation = volume.value.generation + 1;
+      return {
+        changes: [
+          volumes.replace(volumeId, volume.version, { ...volume.value, generation }),
+          attachments.replace(id, found.version, { ...found.value, generation }),
+        ],
+        result: { record: found.value, generation },
+      };
+    });
+    const volume = await installMembership(this.#context, { volumeId: record.volumeId, generation });
+    return {
+      kind: 'attach',
+      attachmentId: id,
+      membership: await membershipOf(this.#context, volume),
+      sizeBytes: volume.sizeBytes,
+      datapath: 'auto',
+      volumeName: volume.name,
+      options: record.options ?? DEFAULT_DEVICE_OPTIONS,
+    };
+  }
+
+  /** What an agent's heartbeat says of its devices. */
+  noteIo(agentId: string, states: ReadonlyMap<string, IoState>): void {
+    this.#io.set(agentId, states);
+  }
+
+  /** How the device's I/O fares; `unknown` while its agent is away. */
+  ioOf({ id, agentId, state }: AttachmentRecord): IoState {
+    if (state !== 'attached' || !this.#context.agentFleet.isOnline(agentId)) return 'unknown';
+    return this.#io.get(agentId)?.get(id) ?? 'unknown';
+  }
+
   /** At start: no attach or detach of an earlier process goes on. Its agent tells the rest when it registers. */
   async recover(): Promise<void> {
     for (const { id, state } of await this.list()) {
@@ -187,7 +247,7 @@ export class Attachments {
   /** One commit makes the attachment, raises the generation and marks what cannot be reached stale. */
   async #reserve(request: AttachRequest, agentId: string): Promise<VolumeRecord> {
     const { store, nodeFleet } = this.#context;
-    const { id, volumeId, datapath } = request;
+    const { id, volumeId, datapath, options } = request;
     const before = await volumes.get(store, volumeId);
     const members = before === null ? [] : inSyncReplicas(before.value);
     await Promise.all(members.map(({ nodeId }) => nodeFleet.waitOnline(nodeId)));
@@ -205,6 +265,7 @@ export class Attachments {
         state: 'attaching',
         device: null,
         datapath,
+        options,
         generation: volume.generation,
         createdAt: timestamp(this.#context),
       };

@@ -3,7 +3,7 @@ import type { Logger } from '@blockwire/shared/log.ts';
 import type { MetadataStore } from '../store/store.ts';
 import type { ControlEvents } from './events.ts';
 import type { Fleet } from './fleet.ts';
-import type { Datapath, ReplicaState } from './records.ts';
+import type { Datapath, DeviceOptions, ReplicaState } from './records.ts';
 
 export interface Membership {
   readonly volumeId: string;
@@ -31,22 +31,33 @@ export type NodeAction =
       readonly volumeId: string;
       readonly generation: number;
       readonly epoch: number;
-    };
+    }
+  | { readonly kind: 'resizeReplica'; readonly volumeId: string; readonly sizeBytes: number };
+
+/** What an agent needs to know to serve a volume. */
+export interface AttachAction {
+  readonly kind: 'attach';
+  readonly attachmentId: string;
+  readonly membership: Membership;
+  readonly sizeBytes: number;
+  readonly datapath: Datapath;
+  readonly volumeName: string;
+  readonly options: DeviceOptions;
+}
 
 export type AgentAction =
-  | {
-      readonly kind: 'attach';
-      readonly attachmentId: string;
-      readonly membership: Membership;
-      readonly sizeBytes: number;
-      readonly datapath: Datapath;
-      readonly volumeName: string;
-    }
+  | AttachAction
   | {
       readonly kind: 'detach';
       readonly attachmentId: string;
       readonly volumeId: string;
       readonly force: boolean;
+    }
+  | {
+      readonly kind: 'resize';
+      readonly attachmentId: string;
+      readonly volumeId: string;
+      readonly sizeBytes: number;
     };
 
 /** What an agent reports of a device it serves. */
@@ -67,6 +78,7 @@ export interface Timing {
   readonly installEpochMs: number;
   readonly attachMs: number;
   readonly detachMs: number;
+  readonly resizeMs: number;
 }
 
 export const DEFAULT_TIMING: Timing = {
@@ -78,6 +90,7 @@ export const DEFAULT_TIMING: Timing = {
   installEpochMs: 5_000,
   attachMs: 30_000,
   detachMs: 30_000,
+  resizeMs: 15_000,
 };
 
 export type NodeFleet = Fleet<NodeAction, void>;

@@ -8,6 +8,7 @@ export type ControlEvent =
       readonly volumeId: string;
       readonly agentId: string;
     }
+  | { readonly type: 'volume.resized'; readonly volumeId: string; readonly sizeBytes: number }
   | { readonly type: 'attachment.lost'; readonly volumeId: string; readonly agentId: string }
   | {
       readonly type: 'replica.stale';

@@ -18,8 +18,29 @@ export type VolumeState = Static<typeof VolumeStateSchema>;
 export const AttachmentStateSchema = Type.Enum(['attaching', 'attached', 'detaching', 'lost']);
 export type AttachmentState = Static<typeof AttachmentStateSchema>;
 
-export const DatapathSchema = Type.Enum(['auto', 'fused', 'copy']);
+export const DatapathSchema = Type.Enum(['auto', 'fused', 'splice', 'copy']);
 export type Datapath = Static<typeof DatapathSchema>;
+
+/** What a user may ask of a device; zero leaves it to the agent. */
+const DeviceOptions = Type.Object({
+  queues: Bytes,
+  /** Requests in flight of one queue. */
+  queueDepth: Bytes,
+  /** Logical block: 512 or 4096. */
+  blockSizeBytes: Bytes,
+  readOnly: Type.Boolean(),
+  /** I/O fails when no in-sync replica has answered for so long; zero: it waits. */
+  ioTimeoutMs: Bytes,
+});
+export type DeviceOptions = Static<typeof DeviceOptions>;
+
+export const DEFAULT_DEVICE_OPTIONS: DeviceOptions = {
+  queues: 0,
+  queueDepth: 0,
+  blockSizeBytes: 0,
+  readOnly: false,
+  ioTimeoutMs: 0,
+};
 
 const ReplicaRecord = Type.Object({
   nodeId: Type.String(),
@@ -54,6 +75,8 @@ const AttachmentRecord = Type.Object({
   device: Type.Union([Type.String(), Type.Null()]),
   /** What was asked for; once attached, the mode in use. */
   datapath: Type.String(),
+  /** Absent in records of earlier versions. */
+  options: Type.Optional(DeviceOptions),
   generation: Counter,
   createdAt: Time,
 });

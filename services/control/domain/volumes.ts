@@ -3,10 +3,10 @@ import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import { type Context, timestamp } from './context.ts';
 import { placeReplicas } from './placement.ts';
-import { claims, names, nodes, type VolumeRecord, volumes } from './records.ts';
+import { attachments, claims, names, nodes, type VolumeRecord, volumes } from './records.ts';
 import { freeBytesByNode } from './registry.ts';
 import { doomReplicas, type TombstoneCollector } from './tombstones.ts';
-import { assertReady, inUse, newVolume } from './volume-state.ts';
+import { assertReady, inSyncReplicas, inUse, newVolume } from './volume-state.ts';
 
 export interface CreateVolumeRequest {
   /** Chosen by the caller, so that a repeated request can find what the first one made. */
@@ -74,6 +74,42 @@ export class Volumes {
     await this.#collect(removed);
   }
 
+  /**
+   * Makes a volume larger: every in-sync replica first, then the volume, then the device it is attached as. Safe to
+   * repeat, and to be repeated when it fails half way: a replica that is larger than its volume does no harm.
+   *
+   * Throws BW_VOLUME_NOT_FOUND, BW_VOLUME_NOT_READY, BW_INVALID_ARGUMENT for a smaller size, BW_NOT_ENOUGH_SPACE, a
+   * node's error or the agent's.
+   */
+  async resize(id: string, sizeBytes: number): Promise<VolumeRecord> {
+    const before = await this.get(id);
+    assertReady(before);
+    if (sizeBytes < before.sizeBytes) {
+      throw new BlockwireError(
+        'BW_INVALID_ARGUMENT',
+        `volume ${before.name} has ${before.sizeBytes} bytes already; volumes only grow`,
+        { details: { volume: id, sizeBytes: before.sizeBytes } },
+      );
+    }
+    await this.#assertRoom(before, sizeBytes - before.sizeBytes);
+    await this.#growReplicas(before, sizeBytes);
+    const volume = await this.#claimGrowth(id, sizeBytes);
+    const { events, agentFleet, store, timing } = this.#context;
+    if (volume.sizeBytes > before.sizeBytes)
+      events.publish({ type: 'volume.resized', volumeId: id, sizeBytes });
+    const attachment =
+      volume.attachmentId === null ? null : await attachments.get(store, volume.attachmentId);
+    if (attachment?.value.state === 'attached') {
+      const { id: attachmentId, agentId } = attachment.value;
+      await agentFleet.dispatch(
+        agentId,
+        { kind: 'resize', attachmentId, volumeId: id, sizeBytes: volume.sizeBytes },
+        { deadlineMs: timing.resizeMs },
+      );
+    }
+    return volume;
+  }
+
   /** Removes a volume whose creation did not end well. Safe to repeat. */
   async rollBack(id: string): Promise<void> {
     const removed = await this.#remove(id, () => {});
@@ -110,6 +146,69 @@ export class Volumes {
         changes: [volumes.create(id, volume), names.create(name, { volumeId: id }), ...claimChanges],
         result: volume,
       };
+    });
+  }
+
+  async #assertRoom(volume: VolumeRecord, addedBytes: number): Promise<void> {
+    const spaces = await freeBytesByNode(this.#context);
+    for (const { nodeId } of volume.replicas) {
+      const space = spaces.find((candidate) => candidate.nodeId === nodeId);
+      if (space === undefined || space.freeBytes >= addedBytes) continue;
+      throw new BlockwireError(
+        'BW_NOT_ENOUGH_SPACE',
+        `node ${nodeId} has ${space.freeBytes} bytes free, ${addedBytes} more are needed`,
+        { details: { node: nodeId, freeBytes: space.freeBytes } },
+      );
+    }
+  }
+
+  /** Replicas that are not in sync grow if they can be reached; before they are in sync again they have to. */
+  async #growReplicas(volume: VolumeRecord, sizeBytes: number): Promise<void> {
+    const { nodeFleet, timing, log } = this.#context;
+    const inSync = inSyncReplicas(volume);
+    await Promise.all(
+      volume.replicas.map(async (replica) => {
+        const { nodeId } = replica;
+        const isNeeded = inSync.includes(replica);
+        try {
+          if (isNeeded) await nodeFleet.waitOnline(nodeId);
+          await nodeFleet.dispatch(
+            nodeId,
+            { kind: 'resizeReplica', volumeId: volume.id, sizeBytes },
+            { deadlineMs: timing.resizeMs },
+          );
+        } catch (thrown) {
+          const error = toBlockwireError(thrown);
+          if (isNeeded) {
+            throw new BlockwireError(
+              error.code,
+              `volume ${volume.name} was not resized: node ${nodeId}: ${error.message}`,
+              { cause: error, details: { node: nodeId } },
+            );
+          }
+          log.warn({ volumeId: volume.id, nodeId, reason: error.message }, 'a stale replica did not grow');
+        }
+      }),
+    );
+  }
+
+  /** One commit makes the volume larger and claims the space; a size that is there already changes nothing. */
+  #claimGrowth(id: string, sizeBytes: number): Promise<VolumeRecord> {
+    const { store } = this.#context;
+    return commitRound(store, async () => {
+      const found = await volumes.get(store, id);
+      if (found === null) throw volumeNotFound(id);
+      const addedBytes = sizeBytes - found.value.sizeBytes;
+      if (addedBytes <= 0) return { changes: [], result: found.value };
+      const grown: VolumeRecord = { ...found.value, sizeBytes };
+      const claimChanges = await Promise.all(
+        found.value.replicas.map(async ({ nodeId }) => {
+          const claim = await claims.get(store, nodeId);
+          const claimedBytes = (claim?.value.claimedBytes ?? 0) + addedBytes;
+          return claims.replace(nodeId, claim?.version ?? 0, { claimedBytes });
+        }),
+      );
+      return { changes: [volumes.replace(id, found.version, grown), ...claimChanges], result: grown };
     });
   }
 

@@ -1,6 +1,10 @@
 /** /v1/attachments: attach, list, get, detach. */
 import { Type } from 'typebox';
-import { attachments as attachmentTable } from '../domain/records.ts';
+import {
+  type AttachmentRecord,
+  attachments as attachmentTable,
+  DEFAULT_DEVICE_OPTIONS,
+} from '../domain/records.ts';
 import type { ControlParts, RestApp } from './app.ts';
 import { answerOnce } from './idempotent.ts';
 import {
@@ -15,6 +19,7 @@ import { attachmentView } from './views.ts';
 export function attachmentRoutes(app: RestApp, parts: ControlParts): void {
   const { context, attachments, idempotency } = parts;
   const tags = ['attachments'];
+  const view = (record: AttachmentRecord): AttachmentView => attachmentView(record, attachments.ioOf(record));
 
   app.post(
     '/v1/attachments',
@@ -27,16 +32,17 @@ export function attachmentRoutes(app: RestApp, parts: ControlParts): void {
       },
     },
     (request, reply) => {
-      const { volume: volumeId, agent: agentId, datapath = 'auto' } = request.body;
+      const { volume: volumeId, agent: agentId, datapath = 'auto', ...asked } = request.body;
+      const options = { ...DEFAULT_DEVICE_OPTIONS, ...asked };
       return answerOnce(
         { idempotency, newId: context.newId },
         { request, reply },
         {
           idPrefix: 'att',
-          run: async (id) => attachmentView(await attachments.attach({ id, volumeId, agentId, datapath })),
+          run: async (id) => view(await attachments.attach({ id, volumeId, agentId, datapath, options })),
           find: async (id) => {
             const found = await attachmentTable.get(context.store, id);
-            return found === null ? null : attachmentView(found.value);
+            return found === null ? null : view(found.value);
           },
         },
       );
@@ -52,7 +58,7 @@ export function attachmentRoutes(app: RestApp, parts: ControlParts): void {
         response: { 200: Type.Array(AttachmentView), '4xx': ErrorBody, '5xx': ErrorBody },
       },
     },
-    async () => (await attachments.list()).map(attachmentView),
+    async () => (await attachments.list()).map(view),
   );
 
   app.get(
@@ -65,7 +71,7 @@ export function attachmentRoutes(app: RestApp, parts: ControlParts): void {
         response: { 200: AttachmentView, '4xx': ErrorBody, '5xx': ErrorBody },
       },
     },
-    async (request) => attachmentView(await attachments.get(request.params.id)),
+    async (request) => view(await attachments.get(request.params.id)),
   );
 
   app.delete(

@@ -48,6 +48,18 @@ export const CreateVolumeBody = Type.Object(
   strict,
 );
 
+export const ResizeVolumeBody = Type.Object(
+  {
+    sizeBytes: Type.Integer({
+      minimum: VOLUME_SIZE_BYTES_MIN,
+      maximum: VOLUME_SIZE_BYTES_MAX,
+      multipleOf: BLOCK_SIZE_BYTES,
+      description: 'no less than now; an integer up to 64 TiB, a multiple of 4096',
+    }),
+  },
+  strict,
+);
+
 export const ListVolumesQuery = Type.Object(
   { name: Type.Optional(Type.String({ description: 'only the volume of this name' })) },
   strict,
@@ -80,6 +92,21 @@ export const CreateAttachmentBody = Type.Object(
       Type.String({ minLength: 1, description: 'id of the agent; by default the only one online' }),
     ),
     datapath: Type.Optional(DatapathSchema),
+    queues: Type.Optional(
+      Type.Integer({ minimum: 1, maximum: 256, description: 'hardware queues, a worker each; default 1' }),
+    ),
+    queueDepth: Type.Optional(
+      Type.Integer({ minimum: 1, maximum: 4096, description: 'requests in flight of one queue' }),
+    ),
+    blockSizeBytes: Type.Optional(Type.Enum([512, 4096], { description: 'logical block; default 512' })),
+    readOnly: Type.Optional(Type.Boolean({ description: 'the device refuses writes' })),
+    ioTimeoutMs: Type.Optional(
+      Type.Integer({
+        minimum: 0,
+        maximum: 86_400_000,
+        description: 'I/O fails when no in-sync replica has answered for so long; 0 (default): it waits',
+      }),
+    ),
   },
   strict,
 );
@@ -100,6 +127,15 @@ export const AttachmentView = Type.Object({
   device: Nullable(Type.String()),
   datapath: Type.String({ description: 'the mode in use; until attached, the one asked for' }),
   state: AttachmentStateSchema,
+  io: Type.Enum(['ok', 'waiting', 'failing', 'recovering', 'unknown'], {
+    description:
+      'waiting: no in-sync replica answers; failing: for longer than ioTimeoutMs; recovering: the agent is being replaced',
+  }),
+  queues: Type.Integer({ description: 'as asked for; 0: the default of the agent' }),
+  queueDepth: Type.Integer({ description: 'as asked for; 0: the default of the agent' }),
+  blockSizeBytes: Type.Integer({ description: 'as asked for; 0: the default of the agent' }),
+  readOnly: Type.Boolean(),
+  ioTimeoutMs: Type.Integer({ description: '0: I/O waits' }),
   generation: Type.Integer(),
   createdAt: Type.String(),
 });

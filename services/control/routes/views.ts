@@ -1,6 +1,7 @@
 /** Records as REST shows them. */
+import type { IoState } from '../domain/attachments.ts';
 import { exportName } from '../domain/membership.ts';
-import type { AttachmentRecord, VolumeRecord } from '../domain/records.ts';
+import { type AttachmentRecord, DEFAULT_DEVICE_OPTIONS, type VolumeRecord } from '../domain/records.ts';
 import { isDegraded } from '../domain/volume-state.ts';
 import type { AttachmentView, VolumeView } from './schemas.ts';
 
@@ -25,7 +26,19 @@ export function volumeView(volume: VolumeRecord, addresses: ReadonlyMap<string, 
   };
 }
 
-export function attachmentView(record: AttachmentRecord): AttachmentView {
+export function attachmentView(record: AttachmentRecord, io: IoState): AttachmentView {
   const { id, volumeId, agentId, device, datapath, state, generation, createdAt } = record;
-  return { id, volume: volumeId, agent: agentId, device, datapath, state, generation, createdAt };
+  const options = record.options ?? DEFAULT_DEVICE_OPTIONS;
+  return {
+    id,
+    volume: volumeId,
+    agent: agentId,
+    device,
+    datapath,
+    state,
+    io,
+    ...options,
+    generation,
+    createdAt,
+  };
 }

@@ -1,9 +1,16 @@
-/** /v1/volumes: create, list, get, delete. */
+/** /v1/volumes: create, list, get, resize, delete. */
 import { Type } from 'typebox';
 import { nodes, volumes as volumeTable } from '../domain/records.ts';
 import type { ControlParts, RestApp } from './app.ts';
 import { answerOnce } from './idempotent.ts';
-import { CreateVolumeBody, ErrorBody, IdParams, ListVolumesQuery, VolumeView } from './schemas.ts';
+import {
+  CreateVolumeBody,
+  ErrorBody,
+  IdParams,
+  ListVolumesQuery,
+  ResizeVolumeBody,
+  VolumeView,
+} from './schemas.ts';
 import { volumeView } from './views.ts';
 
 export function volumeRoutes(app: RestApp, parts: ControlParts): void {
@@ -71,6 +78,21 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
       },
     },
     async (request) => volumeView(await volumes.get(request.params.id), await nodeAddresses()),
+  );
+
+  app.patch(
+    '/v1/volumes/:id',
+    {
+      schema: {
+        tags,
+        summary: 'Make a volume larger; where it is attached, the device has the new size when this answers',
+        params: IdParams,
+        body: ResizeVolumeBody,
+        response: { 200: VolumeView, '4xx': ErrorBody, '5xx': ErrorBody },
+      },
+    },
+    async (request) =>
+      volumeView(await volumes.resize(request.params.id, request.body.sizeBytes), await nodeAddresses()),
   );
 
   app.delete(

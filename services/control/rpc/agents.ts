@@ -4,9 +4,10 @@ import type {
   AgentsHandlers,
   AttachedDevice,
   MembershipInput,
+  IoState as WireIoState,
 } from '@blockwire/proto/control/types.ts';
-import type { Attachments } from '../domain/attachments.ts';
-import type { AgentAction, Context, DeviceReport, Membership } from '../domain/context.ts';
+import type { Attachments, IoState } from '../domain/attachments.ts';
+import type { AgentAction, AttachAction, Context, DeviceReport, Membership } from '../domain/context.ts';
 import { replicaLost } from '../domain/membership.ts';
 import { registerAgent } from '../domain/registry.ts';
 import { checkInteger, checkList, checkMemberId, checkResourceId, checkText } from './check.ts';
@@ -15,10 +16,10 @@ import { openWatch } from './watch.ts';
 
 export function agentsHandlers(context: Context, attachments: Attachments): AgentsHandlers {
   const { agentFleet, log } = context;
-  // The generated handler type is open to further methods; the five here are checked one by one.
+  // The generated handler type is open to further methods; the six here are checked one by one.
   const handlers: Pick<
     AgentsHandlers,
-    'Register' | 'Heartbeat' | 'Watch' | 'Complete' | 'ReportReplicaLost'
+    'Register' | 'Heartbeat' | 'Watch' | 'Complete' | 'ReportReplicaLost' | 'ResumeAttachment'
   > = {
     Register: unaryHandler(log, async (request) => {
       const agent = {
@@ -34,7 +35,13 @@ export function agentsHandlers(context: Context, attachments: Attachments): Agen
     }),
 
     Heartbeat: unaryHandler(log, async (request) => {
-      agentFleet.heartbeat(checkMemberId('agent_id', request.agentId));
+      const agentId = checkMemberId('agent_id', request.agentId);
+      agentFleet.heartbeat(agentId);
+      const devices = checkList('devices', request.devices);
+      attachments.noteIo(
+        agentId,
+        new Map(devices.map(({ attachmentId, io }) => [attachmentId, IO_STATE[io]])),
+      );
       return {};
     }),
 
@@ -67,6 +74,15 @@ export function agentsHandlers(context: Context, attachments: Attachments): Agen
         }),
       ),
     ),
+
+    ResumeAttachment: unaryHandler(log, async (request) =>
+      encodeAttach(
+        await attachments.resume({
+          agentId: checkMemberId('agent_id', request.agentId),
+          id: checkResourceId('attachment_id', request.attachmentId),
+        }),
+      ),
+    ),
   };
   return handlers as AgentsHandlers;
 }
@@ -76,6 +92,14 @@ const WIRE_STATE = {
   rebuilding: 'REPLICA_STATE_REBUILDING',
   stale: 'REPLICA_STATE_STALE',
 } as const;
+
+const IO_STATE: Readonly<Record<WireIoState, IoState>> = {
+  IO_STATE_UNSPECIFIED: 'unknown',
+  IO_STATE_OK: 'ok',
+  IO_STATE_WAITING: 'waiting',
+  IO_STATE_FAILING: 'failing',
+  IO_STATE_RECOVERING: 'recovering',
+};
 
 function encodeMembership(membership: Membership): MembershipInput {
   return {
@@ -89,9 +113,15 @@ function encodeCommand(commandId: string, action: AgentAction): AgentCommandInpu
     const { attachmentId, volumeId, force } = action;
     return { commandId, detach: { attachmentId, volumeId, force } };
   }
-  const { attachmentId, sizeBytes, datapath, volumeName } = action;
-  const membership = encodeMembership(action.membership);
-  return { commandId, attach: { attachmentId, membership, sizeBytes, datapath, volumeName } };
+  if (action.kind === 'resize') {
+    const { attachmentId, volumeId, sizeBytes } = action;
+    return { commandId, resize: { attachmentId, volumeId, sizeBytes } };
+  }
+  return { commandId, attach: encodeAttach(action) };
+}
+
+function encodeAttach({ attachmentId, sizeBytes, datapath, volumeName, options, membership }: AttachAction) {
+  return { attachmentId, sizeBytes, datapath, volumeName, options, membership: encodeMembership(membership) };
 }
 
 function toDevice({ attachmentId, volumeId, device, datapath }: AttachedDevice): DeviceReport {

@@ -60,6 +60,12 @@ test('an attach installs the next generation at every replica before the agent h
     device: '/dev/ublkb0',
     datapath: 'fused',
     state: 'attached',
+    io: 'unknown',
+    queues: 0,
+    queueDepth: 0,
+    blockSizeBytes: 0,
+    readOnly: false,
+    ioTimeoutMs: 0,
     generation: 2,
   });
   assert.deepEqual(installedWhenAsked, [2, 2]);

@@ -10,6 +10,8 @@ import {
 import type {
   AgentCommand,
   AttachedDeviceInput,
+  AttachVolume,
+  DeviceStatusInput,
   Membership,
   NodeCommand,
   RegisterNodeRequestInput,
@@ -99,7 +101,7 @@ export class FakeNode extends FakeMember<NodeCommand> {
     this.#client?.close();
   }
 
-  commandsOf(action: 'createReplica' | 'deleteReplica' | 'installEpoch'): NodeCommand[] {
+  commandsOf(action: NonNullable<NodeCommand['action']>): NodeCommand[] {
     return this.commands.filter((command) => command.action === action);
   }
 
@@ -113,7 +115,7 @@ export class FakeNode extends FakeMember<NodeCommand> {
     });
   }
 
-  #apply({ createReplica, deleteReplica, installEpoch }: NodeCommand): void {
+  #apply({ createReplica, deleteReplica, installEpoch, resizeReplica }: NodeCommand): void {
     if (createReplica) {
       const { volumeId, sizeBytes, generation, epoch } = createReplica;
       this.replicas.set(volumeId, { sizeBytes, generation, epoch });
@@ -123,6 +125,11 @@ export class FakeNode extends FakeMember<NodeCommand> {
       const { volumeId, generation, epoch } = installEpoch;
       const replica = this.replicas.get(volumeId);
       if (replica) this.replicas.set(volumeId, { ...replica, generation, epoch });
+    }
+    if (resizeReplica) {
+      const { volumeId, sizeBytes } = resizeReplica;
+      const replica = this.replicas.get(volumeId);
+      if (replica) this.replicas.set(volumeId, { ...replica, sizeBytes });
     }
   }
 }
@@ -153,6 +160,18 @@ export class FakeAgent extends FakeMember<AgentCommand> {
   async close(): Promise<void> {
     await this.disconnect();
     this.#client?.close();
+  }
+
+  resume(attachmentId: string): Promise<AttachVolume> {
+    if (this.#client === null) throw new Error('connect first');
+    const request = { agentId: this.id, attachmentId };
+    return unary(this.#client, agentsMethods().ResumeAttachment, request, { timeoutMs: TIMEOUT_MS });
+  }
+
+  async heartbeat(devices: DeviceStatusInput[]): Promise<void> {
+    if (this.#client === null) throw new Error('connect first');
+    const request = { agentId: this.id, devices };
+    await unary(this.#client, agentsMethods().Heartbeat, request, { timeoutMs: TIMEOUT_MS });
   }
 
   reportReplicaLost(report: Omit<ReportReplicaLostRequestInput, 'agentId'>): Promise<Membership> {
