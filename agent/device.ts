@@ -140,6 +140,11 @@ export class BlockDevice {
     return openCounters(this.#counters);
   }
 
+  /** By queue: its counters and latency histograms (datapath/counters.ts). */
+  get queueMemories(): readonly SharedArrayBuffer[] {
+    return [this.#counters];
+  }
+
   get replicas(): readonly ReplicaStatus[] {
     return this.#targets.map(({ nodeId }, replica) => ({
       nodeId,

@@ -1,7 +1,29 @@
-/** The agent's metrics: the workers' shared counters, read when Prometheus asks. */
-import { Counter, Gauge, type Registry } from 'prom-client';
-import { CounterIndex } from './datapath/counters.ts';
-import type { BlockDevice } from './device.ts';
+/** The agent's metrics: the workers' shared counters and histograms, read when Prometheus asks. */
+import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
+import { CounterIndex, openCounters, openLatency } from './datapath/counters.ts';
+import {
+  DEVICE_LATENCY,
+  LATENCY_KINDS,
+  type LatencyHistogram,
+  latencyBucketEndUs,
+  readLatency,
+  replicaLatency,
+} from './datapath/latency.ts';
+
+/** What is read of a device; BlockDevice is one. */
+export interface MeteredDevice {
+  readonly volumeId: string;
+  readonly path: string;
+  readonly datapath: string;
+  /** In the order of the workers' replica numbers. */
+  readonly replicas: readonly {
+    readonly nodeId: string;
+    readonly inSync: boolean;
+    readonly connected: boolean;
+  }[];
+  /** By queue, each from `createCounters`. */
+  readonly queueMemories: readonly SharedArrayBuffer[];
+}
 
 interface Total {
   readonly name: string;
@@ -37,9 +59,24 @@ const TOTALS: readonly Total[] = [
     byOperation: { '': CounterIndex.failovers },
   },
   {
+    name: 'blockwire_agent_retries_total',
+    help: 'Writes sent again to a replica that was away.',
+    byOperation: { '': CounterIndex.retries },
+  },
+  {
     name: 'blockwire_agent_overlaps_total',
     help: 'Writes held back by an overlapping one.',
     byOperation: { '': CounterIndex.overlaps },
+  },
+  {
+    name: 'blockwire_agent_zero_copy_sends_total',
+    help: 'Payloads of writes handed to the kernel without a copy.',
+    byOperation: { '': CounterIndex.zeroCopySends },
+  },
+  {
+    name: 'blockwire_agent_zero_copy_sends_copied_total',
+    help: 'Zero-copy sends that the kernel copied after all.',
+    byOperation: { '': CounterIndex.zeroCopyCopied },
   },
   {
     name: 'blockwire_agent_ring_enters_total',
@@ -53,20 +90,21 @@ const TOTALS: readonly Total[] = [
   },
 ];
 
-export function registerAgentMetrics(registry: Registry, devices: () => readonly BlockDevice[]): void {
-  const perVolume = ['volume', 'device'] as const;
+const PER_VOLUME = ['volume', 'device'] as const;
+const PER_QUEUE = [...PER_VOLUME, 'queue'] as const;
+
+export function registerAgentMetrics(registry: Registry, devices: () => readonly MeteredDevice[]): void {
   for (const { name, help, byOperation } of TOTALS) {
     new Counter({
       name,
       help,
-      labelNames: [...perVolume, 'operation'],
+      labelNames: 'read' in byOperation ? [...PER_QUEUE, 'operation'] : PER_QUEUE,
       registers: [registry],
       collect() {
         this.reset();
-        for (const device of devices()) {
+        for (const { labels, counters } of queuesOf(devices())) {
           for (const [operation, index] of Object.entries(byOperation)) {
-            const labels = { volume: device.volumeId, device: device.path };
-            this.inc(operation === '' ? labels : { ...labels, operation }, device.counters[index]!);
+            this.inc(operation === '' ? labels : { ...labels, operation }, counters[index]!);
           }
         }
       },
@@ -75,25 +113,22 @@ export function registerAgentMetrics(registry: Registry, devices: () => readonly
   new Gauge({
     name: 'blockwire_agent_in_flight',
     help: 'Requests taken and not yet answered.',
-    labelNames: perVolume,
+    labelNames: PER_QUEUE,
     registers: [registry],
     collect() {
       this.reset();
-      for (const device of devices()) {
-        this.set({ volume: device.volumeId, device: device.path }, device.counters[CounterIndex.inFlight]!);
-      }
+      for (const { labels, counters } of queuesOf(devices()))
+        this.set(labels, counters[CounterIndex.inFlight]!);
     },
   });
   new Gauge({
     name: 'blockwire_agent_device_info',
     help: 'One for each device, with the data path in use.',
-    labelNames: [...perVolume, 'datapath'],
+    labelNames: [...PER_VOLUME, 'datapath'],
     registers: [registry],
     collect() {
       this.reset();
-      for (const device of devices()) {
-        this.set({ volume: device.volumeId, device: device.path, datapath: device.datapath }, 1);
-      }
+      for (const device of devices()) this.set({ ...labelsOf(device), datapath: device.datapath }, 1);
     },
   });
   new Gauge({
@@ -110,4 +145,100 @@ export function registerAgentMetrics(registry: Registry, devices: () => readonly
       }
     },
   });
+  new SharedHistogram(registry, {
+    name: 'blockwire_agent_request_duration_seconds',
+    help: 'From the kernel handing a request over to its completion, all queues of a device.',
+    labelNames: [...PER_VOLUME, 'operation'],
+    *read() {
+      for (const device of devices()) {
+        const queues = device.queueMemories.map(openLatency);
+        for (const operation of LATENCY_KINDS) {
+          const histogram = readLatency(queues, DEVICE_LATENCY, operation);
+          yield { labels: { ...labelsOf(device), operation }, histogram };
+        }
+      }
+    },
+  });
+  new SharedHistogram(registry, {
+    name: 'blockwire_agent_replica_request_duration_seconds',
+    help: "From a request's way to a replica to its answer, all queues of a device.",
+    labelNames: ['volume', 'node', 'operation'],
+    *read() {
+      for (const device of devices()) {
+        const queues = device.queueMemories.map(openLatency);
+        for (const [replica, { nodeId }] of device.replicas.entries()) {
+          for (const operation of LATENCY_KINDS) {
+            const histogram = readLatency(queues, replicaLatency(replica), operation);
+            yield { labels: { volume: device.volumeId, node: nodeId, operation }, histogram };
+          }
+        }
+      }
+    },
+  });
+}
+
+function labelsOf(device: MeteredDevice): { volume: string; device: string } {
+  return { volume: device.volumeId, device: device.path };
+}
+
+function* queuesOf(devices: readonly MeteredDevice[]) {
+  for (const device of devices) {
+    for (const [queue, memory] of device.queueMemories.entries()) {
+      yield { labels: { ...labelsOf(device), queue: String(queue) }, counters: openCounters(memory) };
+    }
+  }
+}
+
+type Labels = Readonly<Record<string, string>>;
+
+/** Exported bounds: powers of two, 16 us to 17 s. Every one of them is the end of a bucket. */
+const LE_US = Array.from({ length: 21 }, (_, index) => 2 ** (4 + index));
+
+/** A histogram whose numbers are elsewhere: read at each scrape, never observed. */
+class SharedHistogram extends Histogram {
+  /** Never observed: its description, without values. */
+  readonly #shape: Histogram;
+  readonly #read: () => Iterable<{ labels: Labels; histogram: LatencyHistogram }>;
+
+  constructor(
+    registry: Registry,
+    options: {
+      name: string;
+      help: string;
+      labelNames: readonly string[];
+      read: () => Iterable<{ labels: Labels; histogram: LatencyHistogram }>;
+    },
+  ) {
+    const { name, help, labelNames, read } = options;
+    const buckets = LE_US.map((us) => us / 1e6);
+    super({ name, help, labelNames, buckets, registers: [registry] });
+    this.#shape = new Histogram({ name, help, labelNames, buckets, registers: [] });
+    this.#read = read;
+  }
+
+  override async get(): ReturnType<Histogram['get']> {
+    const shape = await this.#shape.get();
+    const values: { metricName: string; labels: Labels; value: number }[] = [];
+    for (const { labels, histogram } of this.#read()) {
+      const line = (suffix: string, value: number, more: Labels = {}) =>
+        values.push({ metricName: `${shape.name}_${suffix}`, labels: { ...labels, ...more }, value });
+      let bucket = 0;
+      let below = 0;
+      for (const us of LE_US) {
+        while (bucket < histogram.buckets.length && latencyBucketEndUs(bucket) <= us) {
+          below += histogram.buckets[bucket++]!;
+        }
+        line('bucket', below, { le: String(us / 1e6) });
+      }
+      line('bucket', histogram.count, { le: '+Inf' });
+      line('sum', histogram.sumUs / 1e6);
+      line('count', histogram.count);
+    }
+    return { ...shape, values };
+  }
+
+  /** What the registry's text takes. */
+  getForPromString(): ReturnType<Histogram['get']> {
+    return this.get();
+  }
 }
