@@ -61,7 +61,7 @@ export class WorkerLoop implements CompletionHandler {
     this.#receive();
     while (!this.#stopped) {
       hooks.onBatchEnd?.();
-      this.ring.enter(this.ring.hasCompletions ? 0 : 1, -1);
+      this.ring.enter(this.#stopped || this.ring.hasCompletions ? 0 : 1, -1);
       this.ring.dispatch();
     }
     this.ring.close();

@@ -154,6 +154,8 @@ export abstract class Connection implements CompletionHandler {
     this.#progressMs = nowMs;
     this.fd = openTcp(this.#family);
     tuneDataSocket(this.fd, this.#options.timeoutMs);
+    // From the start: a killed process must not leave unsent data behind that holds request pages.
+    resetOnClose(this.fd);
     this.operationsInFlight++;
     const { address } = this.#sockaddr;
     // io_uring takes the address's length in `off` (io_uring/net.c, io_connect_prep).
@@ -185,8 +187,6 @@ export abstract class Connection implements CompletionHandler {
   fail(reason: string): void {
     if (this.#state === 'down' || this.#state === 'draining') return;
     this.#state = 'draining';
-    // A dead peer's unsent data holds request pages: drop it with the socket.
-    resetOnClose(this.fd);
     native.shutdown(this.fd);
     // A socket that is still connecting does not end by shutdown everywhere.
     this.operationsInFlight++;

@@ -54,6 +54,10 @@ export type ToWorker =
   | { readonly type: 'membership'; readonly inSync: number }
   /** Fail every request from now on. */
   | { readonly type: 'fail' }
+  /** While `on`, requests that no connected in-sync replica can serve fail instead of waiting. */
+  | { readonly type: 'failUnserved'; readonly on: boolean }
+  /** The device is quiesced, nothing new comes: end as soon as nothing is in flight. */
+  | { readonly type: 'release' }
   /** Answered by a 'heap'. */
   | { readonly type: 'heap' };
 

@@ -224,6 +224,40 @@ test('failing everything completes what waits with EIO, after the links let go',
   assert.equal(bench.mirror.activeCount, 0);
 });
 
+test('failing what nobody serves ends when a replica is back, and spares what waits for a verdict', () => {
+  const bench = new Bench(2);
+  bench.start(0, Operation.WRITE);
+  bench.answer(1, 0);
+  bench.links[0]!.inFlight.clear();
+  bench.mirror.linkDown(0, 'gone');
+  bench.mirror.failUnserved(true);
+  assert.equal(bench.completed.length, 0, 'the other replica serves: the write waits for the verdict');
+  bench.start(1, Operation.READ, 8192);
+  bench.links[1]!.inFlight.clear();
+  bench.mirror.linkDown(1, 'gone too');
+  assert.deepEqual(bench.completed.map(([tag, result]) => [tag, result]).sort(), [
+    [0, -5],
+    [1, -5],
+  ]);
+  bench.start(2, Operation.WRITE);
+  bench.start(3, Operation.READ);
+  bench.start(4, Operation.FLUSH, 0, 0);
+  assert.deepEqual(bench.completed.slice(2), [
+    [2, -5],
+    [3, -5],
+    [4, -5],
+  ]);
+  bench.mirror.linkUp(1);
+  bench.start(5, Operation.READ);
+  bench.answer(1, 5);
+  assert.deepEqual(bench.completed.at(-1), [5, 4096]);
+  bench.mirror.failUnserved(false);
+  bench.links[1]!.inFlight.clear();
+  bench.mirror.linkDown(1, 'again');
+  bench.start(6, Operation.READ);
+  assert.equal(bench.completed.at(-1)![0], 5, 'it waits again');
+});
+
 test('random losses, errors and verdicts: every request completes exactly once', () => {
   for (let seed = 1; seed <= 300; seed++) {
     let state = seed;

@@ -60,6 +60,7 @@ export class Mirror {
   /** Reported as lost, the new membership not yet here. */
   #lost = 0;
   #failing = false;
+  #failingUnserved = false;
   /** `#releaseWaiting` is under way, and has to look again: a write that it started ended at once. */
   #releasing = false;
   #releaseAgain = false;
@@ -149,6 +150,7 @@ export class Mirror {
     }
     // Replicas that left the membership are forgotten only now that their link cannot touch a buffer any more.
     if ((this.#inSync & bit) === 0) this.#forget(replica);
+    if (this.#failingUnserved && this.servingMask === 0) this.#failUntouched();
   }
 
   /** The control plane's word on who is in sync, a bit each. */
@@ -180,6 +182,12 @@ export class Mirror {
     this.retryWaiting();
   }
 
+  /** While `on`, what no connected in-sync replica can serve fails instead of waiting. */
+  failUnserved(on: boolean): void {
+    this.#failingUnserved = on;
+    if (on && this.servingMask === 0) this.#failUntouched();
+  }
+
   #read(tag: number): void {
     let best: number = NO_REPLICA;
     let bestCount = Number.POSITIVE_INFINITY;
@@ -194,7 +202,7 @@ export class Mirror {
     }
     this.#reader[tag] = best;
     if (best !== NO_REPLICA) this.#links[best]!.submit(tag);
-    else if (this.#failing) this.#finish(tag, -EIO);
+    else if (this.#failing || this.#failingUnserved) this.#finish(tag, -EIO);
     // All that are in sync have failed this read: there is nobody left to wait for.
     else if ((this.#inSync & ~this.#readFailed[tag]!) === 0) this.#finish(tag, -EIO);
   }
@@ -222,6 +230,7 @@ export class Mirror {
     for (let replica = 0; replica < this.#links.length; replica++) {
       if ((reachable & (1 << replica)) !== 0) this.#links[replica]!.submit(tag);
     }
+    if (reachable === 0 && this.#failingUnserved) this.#finish(tag, -EIO);
   }
 
   #writeAnswered(replica: number, tag: number, error: number): void {

@@ -37,6 +37,7 @@ const payload: PayloadMemory = {
 if (registered) ring.registerSparseBuffers(depth);
 
 let ending = false;
+let releasing = false;
 
 class Host implements MirrorHost, QueueHost {
   start(tag: number): void {
@@ -116,6 +117,8 @@ loop.run({
     const order = message as ToWorker;
     if (order.type === 'membership') mirror.membership(order.inSync);
     else if (order.type === 'fail') mirror.failEverything();
+    else if (order.type === 'failUnserved') mirror.failUnserved(order.on);
+    else if (order.type === 'release') releasing = true;
     else reportHeap();
   },
   onWake() {
@@ -128,6 +131,8 @@ loop.run({
     counters[CounterIndex.failovers] = mirror.failoverCount;
     counters[CounterIndex.retries] = mirror.retryCount;
     counters[CounterIndex.overlaps] = mirror.overlapCount;
+    // Tags that were in flight when the device was quiesced are fetched again by their commit and never come back.
+    if (releasing && !ending && mirror.activeCount === 0) host.ended();
     if (ending && links.every((link) => link.idle)) {
       queue.release();
       loop.stop();
