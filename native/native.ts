@@ -89,6 +89,27 @@ export interface Native {
    */
   ublkControl(operation: number, command: Uint8Array, data: NodeJS.TypedArray | null): Promise<number>;
 
+  // transfer.cc
+  /**
+   * Does `count` copies of `table` (transfer.ts) in order; `fd` is the file of those that name one. Returns how many did not
+   * do their whole length.
+   */
+  transfer(fd: number, table: Uint32Array, count: number): number;
+  /** pipe2(2), non-blocking, with room for `capacityBytes` of pages: read end, write end. */
+  pipe(capacityBytes: number): [number, number];
+  /**
+   * Sends the pieces of `table` (transfer.ts) from `first` on, until all are sent or the socket is full. Returns the first
+   * one not sent, or the negative errno.
+   */
+  sendPieces(
+    socket: number,
+    pipeRead: number,
+    pipeWrite: number,
+    table: Uint32Array,
+    first: number,
+    count: number,
+  ): number;
+
   // checksum.cc
   /** CRC32C of a typed array; `seed` is 0 or the checksum of the bytes before. */
   crc32c(data: NodeJS.TypedArray, seed: number): number;
@@ -117,6 +138,8 @@ export const native: Native = throwsKernelError(load(), [
   'seekHole',
   'fallocate',
   'ublkControl',
+  'transfer',
+  'sendPieces',
   'crc32cBlocks',
   'crc32c',
 ]);

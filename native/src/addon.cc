@@ -7,6 +7,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   blockwire::RegisterMemory(env, exports);
   blockwire::RegisterDescriptors(env, exports);
   blockwire::RegisterUblk(env, exports);
+  blockwire::RegisterTransfer(env, exports);
   blockwire::RegisterChecksum(env, exports);
   return exports;
 }

@@ -11,6 +11,7 @@ void RegisterRing(Napi::Env env, Napi::Object exports);
 void RegisterMemory(Napi::Env env, Napi::Object exports);
 void RegisterDescriptors(Napi::Env env, Napi::Object exports);
 void RegisterUblk(Napi::Env env, Napi::Object exports);
+void RegisterTransfer(Napi::Env env, Napi::Object exports);
 void RegisterChecksum(Napi::Env env, Napi::Object exports);
 
 // errors.ts turns this into a KernelError: it reads `errno` and `syscall`.
