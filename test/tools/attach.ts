@@ -29,6 +29,7 @@ let membership: Membership = {
   volumeId: 'vol-static',
   generation: 1,
   epoch: 1,
+  lossEpoch: 0,
   replicas: (values.replica ?? []).map((text, index) => {
     const [nbdAddress = '', exportName = ''] = text.split('/');
     return { nodeId: `static-${index}`, nbdAddress, exportName, state: 'REPLICA_STATE_IN_SYNC' };

@@ -4,6 +4,7 @@ import type { Change } from '../store/store.ts';
 import { commitRound } from './commit.ts';
 import { type AttachAction, type Context, type DeviceReport, timestamp } from './context.ts';
 import { installMembership, membershipOf } from './membership.ts';
+import { reconcile } from './reconcile.ts';
 import {
   type AgentRecord,
   type AttachmentRecord,
@@ -18,7 +19,7 @@ import {
 } from './records.ts';
 import { agentOffline, chooseAgent } from './registry.ts';
 import { doomDevice, type TombstoneCollector } from './tombstones.ts';
-import { beginAttachment, endAttachment, inSyncReplicas, inUse } from './volume-state.ts';
+import { beginAttachment, endAttachment, inSyncReplicas, inUse, nextGeneration } from './volume-state.ts';
 import { volumeNotFound } from './volumes.ts';
 
 /** After these the command may still be carried out, or have been: the device's fate is unknown. */
@@ -44,12 +45,19 @@ export type IoState = 'ok' | 'waiting' | 'failing' | 'recovering' | 'unknown';
 export class Attachments {
   readonly #context: Context;
   readonly #tombstones: TombstoneCollector;
+  readonly #reconciles: boolean;
   /** By agent: what its last heartbeat said of each attachment. Not stored: it is true only now. */
   readonly #io = new Map<string, ReadonlyMap<string, IoState>>();
 
-  constructor(context: Context, tombstones: TombstoneCollector) {
+  /** @param options reconciles: whether nodes know the command */
+  constructor(
+    context: Context,
+    tombstones: TombstoneCollector,
+    options: { readonly reconciles: boolean } = { reconciles: false },
+  ) {
     this.#context = context;
     this.#tombstones = tombstones;
+    this.#reconciles = options.reconciles;
   }
 
   /** Throws BW_ATTACHMENT_NOT_FOUND. */
@@ -84,7 +92,7 @@ export class Attachments {
     const { generation } = await this.#reserve(request, agent.id);
     let sent = false;
     try {
-      const volume = await installMembership(this.#context, { volumeId: request.volumeId, generation });
+      const volume = await this.#admitWriter({ volumeId: request.volumeId, generation });
       const membership = await membershipOf(this.#context, volume);
       sent = true;
       const device = await agentFleet.dispatch(
@@ -204,16 +212,17 @@ export class Attachments {
       if (state === 'attaching' || state === 'detaching') {
         throw new BlockwireError('BW_CONFLICT', `attachment ${id} is ${state}; try again`);
       }
-      const generation = volume.value.generation + 1;
+      const next = nextGeneration(volume.value);
+      const { generation } = next;
       return {
         changes: [
-          volumes.replace(volumeId, volume.version, { ...volume.value, generation }),
+          volumes.replace(volumeId, volume.version, next),
           attachments.replace(id, found.version, { ...found.value, generation }),
         ],
         result: { record: found.value, generation },
       };
     });
-    const volume = await installMembership(this.#context, { volumeId: record.volumeId, generation });
+    const volume = await this.#admitWriter({ volumeId: record.volumeId, generation });
     return {
       kind: 'attach',
       attachmentId: id,
@@ -242,6 +251,11 @@ export class Attachments {
       if (state === 'attaching') await this.#remove(id, { confirmed: false });
       if (state === 'detaching') await this.#restore(id);
     }
+  }
+
+  /** From here on no earlier writer writes, and all in-sync replicas are equal. */
+  #admitWriter(target: { readonly volumeId: string; readonly generation: number }): Promise<VolumeRecord> {
+    return this.#reconciles ? reconcile(this.#context, target) : installMembership(this.#context, target);
   }
 
   /** One commit makes the attachment, raises the generation and marks what cannot be reached stale. */

@@ -9,12 +9,24 @@ export interface Membership {
   readonly volumeId: string;
   readonly generation: number;
   readonly epoch: number;
+  /** Where what was not flushed may have been lost, since no in-sync replica was left; 0: never. */
+  readonly lossEpoch: number;
   readonly replicas: readonly {
     readonly nodeId: string;
     readonly nbdAddress: string;
     readonly exportName: string;
     readonly state: ReplicaState;
   }[];
+}
+
+/** Who copies from whom. */
+export interface ResyncOrder {
+  readonly volumeId: string;
+  readonly generation: number;
+  readonly epoch: number;
+  readonly sourceNodeId: string;
+  readonly sourceAddress: string;
+  readonly exportName: string;
 }
 
 export type NodeAction =
@@ -31,7 +43,12 @@ export type NodeAction =
       readonly volumeId: string;
       readonly generation: number;
       readonly epoch: number;
+      readonly role: 'inSync' | 'rebuilding';
+      readonly joinedEpoch: number;
+      readonly lossEpoch: number;
     }
+  | ({ readonly kind: 'reconcile' } & ResyncOrder)
+  | ({ readonly kind: 'rebuild'; readonly sinceEpoch: number; readonly joinedEpoch: number } & ResyncOrder)
   | { readonly kind: 'resizeReplica'; readonly volumeId: string; readonly sizeBytes: number };
 
 /** What an agent needs to know to serve a volume. */
@@ -47,6 +64,8 @@ export interface AttachAction {
 
 export type AgentAction =
   | AttachAction
+  /** Done when the agent goes by it, and no write is in flight that began before. */
+  | { readonly kind: 'membership'; readonly attachmentId: string; readonly membership: Membership }
   | {
       readonly kind: 'detach';
       readonly attachmentId: string;
@@ -79,6 +98,8 @@ export interface Timing {
   readonly attachMs: number;
   readonly detachMs: number;
   readonly resizeMs: number;
+  readonly reconcileMs: number;
+  readonly membershipMs: number;
 }
 
 export const DEFAULT_TIMING: Timing = {
@@ -91,6 +112,8 @@ export const DEFAULT_TIMING: Timing = {
   attachMs: 30_000,
   detachMs: 30_000,
   resizeMs: 15_000,
+  reconcileMs: 600_000,
+  membershipMs: 30_000,
 };
 
 export type NodeFleet = Fleet<NodeAction, void>;

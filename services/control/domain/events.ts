@@ -17,6 +17,12 @@ export type ControlEvent =
       readonly epoch: number;
       readonly reason: string;
     }
+  | {
+      readonly type: 'replica.inSync' | 'replica.rebuilding';
+      readonly volumeId: string;
+      readonly nodeId: string;
+      readonly epoch: number;
+    }
   | { readonly type: 'replica.deleted'; readonly volumeId: string; readonly nodeId: string }
   | { readonly type: 'node.online' | 'node.offline'; readonly nodeId: string }
   | { readonly type: 'agent.online' | 'agent.offline'; readonly agentId: string };

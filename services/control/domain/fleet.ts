@@ -11,6 +11,17 @@ import { BlockwireError, type ErrorCode } from '@blockwire/shared/errors.ts';
 /** Commands of one member that wait for their outcome. */
 const OUTSTANDING_MAX = 1024;
 
+/** Where timers come from: the process's own, or a simulator's. */
+export interface Timers {
+  set(run: () => void, delayMs: number): unknown;
+  clear(timer: unknown): void;
+}
+
+const REAL_TIMERS: Timers = {
+  set: (run, delayMs) => setTimeout(run, delayMs),
+  clear: (timer) => clearTimeout(timer as NodeJS.Timeout),
+};
+
 export interface FleetOptions {
   /** What a member is called in messages: `node` or `agent`. */
   readonly noun: string;
@@ -21,6 +32,8 @@ export interface FleetOptions {
   /** A member gone for less than this may be on its way back: see `waitOnline`. */
   readonly reconnectGraceMs: number;
   readonly now: () => number;
+  /** Default: the process's own. */
+  readonly timers?: Timers;
   readonly newCommandId: () => string;
   readonly onChange: (id: string, online: boolean) => void;
 }
@@ -35,7 +48,7 @@ export interface CommandSink<Action> {
 interface Outstanding<Result> {
   readonly resolve: (result: Result) => void;
   readonly reject: (error: BlockwireError) => void;
-  readonly timer: NodeJS.Timeout;
+  readonly timer: unknown;
 }
 
 interface Member<Action, Result> {
@@ -49,12 +62,14 @@ interface Member<Action, Result> {
 
 export class Fleet<Action, Result> {
   readonly #options: FleetOptions;
+  readonly #timers: Timers;
   readonly #startedAt: number;
   readonly #members = new Map<string, Member<Action, Result>>();
   #closed = false;
 
   constructor(options: FleetOptions) {
     this.#options = options;
+    this.#timers = options.timers ?? REAL_TIMERS;
     this.#startedAt = options.now();
   }
 
@@ -119,7 +134,7 @@ export class Fleet<Action, Result> {
         );
       }
       const commandId = this.#options.newCommandId();
-      const timer = setTimeout(() => {
+      const timer = this.#timers.set(() => {
         member.outstanding.delete(commandId);
         reject(
           new BlockwireError(
@@ -140,7 +155,7 @@ export class Fleet<Action, Result> {
     const waiting = member.outstanding.get(commandId);
     if (waiting === undefined) return;
     member.outstanding.delete(commandId);
-    clearTimeout(waiting.timer);
+    this.#timers.clear(waiting.timer);
     if (outcome instanceof BlockwireError) waiting.reject(outcome);
     else waiting.resolve(outcome.result);
   }
@@ -159,11 +174,11 @@ export class Fleet<Action, Result> {
     const member = this.#member(id);
     return new Promise((resolve) => {
       const wake = (online: boolean): void => {
-        clearTimeout(timer);
+        this.#timers.clear(timer);
         member.waiters.delete(wake);
         resolve(online);
       };
-      const timer = setTimeout(wake, leftMs, false);
+      const timer = this.#timers.set(() => wake(false), leftMs);
       member.waiters.add(wake);
     });
   }
@@ -217,7 +232,7 @@ export class Fleet<Action, Result> {
     member.sink = null;
     member.goneAt = this.#options.now();
     for (const { reject, timer } of member.outstanding.values()) {
-      clearTimeout(timer);
+      this.#timers.clear(timer);
       reject(reason);
     }
     member.outstanding.clear();

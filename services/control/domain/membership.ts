@@ -3,7 +3,7 @@ import { BlockwireError, type ErrorCode, toBlockwireError } from '@blockwire/sha
 import { commitRound } from './commit.ts';
 import type { Context, Membership } from './context.ts';
 import { attachments, nodes, type VolumeRecord, volumes } from './records.ts';
-import { inSyncReplicas, markStale } from './volume-state.ts';
+import { acceptLoss, completeRebuild, joinedEpochOf, markStale, writtenReplicas } from './volume-state.ts';
 
 /** Each round marks one replica stale or sees another's change; more than this is a fault. */
 const INSTALL_ROUNDS_MAX = 32;
@@ -23,13 +23,14 @@ export async function membershipOf(context: Context, volume: VolumeRecord): Prom
       return { nodeId, nbdAddress: node?.value.nbdAddress ?? '', exportName: exportName(volume), state };
     }),
   );
-  return { volumeId: volume.id, generation: volume.generation, epoch: volume.epoch, replicas };
+  const { id: volumeId, generation, epoch, lossEpoch = 0 } = volume;
+  return { volumeId, generation, epoch, lossEpoch, replicas };
 }
 
 /**
- * Installs the volume's generation and epoch at every in-sync replica. A node that cannot take it makes its
+ * Installs the volume's generation and epoch at every replica that gets writes. A node that cannot take it makes its
  * replica stale, and the next epoch is installed at those that are left; so the answer is a record that all its
- * in-sync replicas know. Throws BW_NO_IN_SYNC_REPLICA when none took it (nothing is marked then),
+ * members know. Throws BW_NO_IN_SYNC_REPLICA when none took it (nothing is marked then),
  * BW_GENERATION_OLD when another writer was let in meanwhile.
  */
 export async function installMembership(
@@ -75,6 +76,8 @@ export interface ReplicaLostReport {
   readonly agentId: string;
   readonly volumeId: string;
   readonly generation: number;
+  /** The epoch that the writer went by when it lost the replica. */
+  readonly epoch: number;
   readonly nodeId: string;
   readonly reason: string;
 }
@@ -86,8 +89,9 @@ interface LostOutcome {
 
 /**
  * The writer lost a replica: marks it stale, installs the new epoch at the survivors, and answers the
- * membership under which the waiting writes may complete. Safe to repeat. The last in-sync replica stays: the
- * answer is then the membership as it is, and the writer waits for that replica.
+ * membership under which the waiting writes may complete. Safe to repeat. The last in-sync replica stays, and the
+ * writer waits for it. Never answers a membership that its members do not know: without its epoch in their regions,
+ * what the lost replica lacks would not be found again.
  *
  * Throws BW_GENERATION_OLD when the reporter is not the writer now, BW_VOLUME_NOT_FOUND, BW_REPLICA_NOT_FOUND.
  */
@@ -103,6 +107,8 @@ export async function replicaLost(context: Context, report: ReplicaLostReport): 
     if (replica === undefined) {
       throw new BlockwireError('BW_REPLICA_NOT_FOUND', `volume ${volumeId} has no replica on ${nodeId}`);
     }
+    // It left and joined again since: the loss is an old one.
+    if (report.epoch < joinedEpochOf(replica)) return { changes: [], result: { volume, kind: 'known' } };
     const next = markStale(volume, [nodeId]);
     if (next === null) return { changes: [], result: { volume, kind: 'last' } };
     if (next === volume) return { changes: [], result: { volume, kind: 'known' } };
@@ -113,7 +119,6 @@ export async function replicaLost(context: Context, report: ReplicaLostReport): 
   });
   if (outcome.kind === 'last') {
     context.log.warn({ volumeId, nodeId, reason }, 'the last in-sync replica is lost; writes wait for it');
-    return membershipOf(context, outcome.volume);
   }
   if (outcome.kind === 'marked') publishStale(context, outcome.volume, nodeId, reason);
   const installed = await installMembership(context, { volumeId, generation: report.generation });
@@ -150,17 +155,80 @@ export async function adoptReported(
   });
 }
 
+/**
+ * A node is back from a power failure: its replica may lack what it acknowledged and had not flushed. It goes stale, and
+ * is rebuilt like any other. The last in-sync one is taken as it is, and the writer is told by the epoch of the loss.
+ */
+export async function noteUnclean(
+  context: Context,
+  report: { readonly nodeId: string; readonly volumeId: string; readonly epoch: number },
+): Promise<void> {
+  const { nodeId, volumeId } = report;
+  const marked = await commitRound<VolumeRecord | null>(context.store, async () => {
+    const found = await volumes.get(context.store, volumeId);
+    const replica = found?.value.replicas.find((candidate) => candidate.nodeId === nodeId);
+    if (found === null || replica === undefined || replica.state === 'stale') {
+      return { changes: [], result: null };
+    }
+    const stale = markStale(found.value, [nodeId]);
+    // Accepted before, and not heard of yet.
+    if (stale === null && (found.value.lossEpoch ?? 0) > report.epoch) return { changes: [], result: null };
+    const next = stale ?? acceptLoss(found.value);
+    return { changes: [volumes.replace(volumeId, found.version, next)], result: stale };
+  });
+  if (marked !== null) publishStale(context, marked, nodeId, 'its node lost power');
+}
+
+export interface RebuildReport {
+  readonly nodeId: string;
+  readonly volumeId: string;
+  /** Names the rebuild. */
+  readonly joinedEpoch: number;
+  readonly sourceNodeId: string;
+  /** Null when everything is copied and flushed. */
+  readonly error: string | null;
+}
+
+/**
+ * A node ended a rebuild: its replica is in sync, or stale again. Answered once the members know; safe to repeat, and a
+ * rebuild that nobody waits for any more is no error.
+ */
+export async function rebuildEnded(context: Context, report: RebuildReport): Promise<void> {
+  const { nodeId, volumeId, joinedEpoch, error } = report;
+  const volume = await commitRound<VolumeRecord | null>(context.store, async () => {
+    const found = await volumes.get(context.store, volumeId);
+    const replica = found?.value.replicas.find((candidate) => candidate.nodeId === nodeId);
+    if (found === null || replica?.state !== 'rebuilding' || replica.joinedEpoch !== joinedEpoch) {
+      return { changes: [], result: null };
+    }
+    const completed = error === null ? completeRebuild(found.value, report) : null;
+    const next = completed ?? markStale(found.value, [nodeId]) ?? found.value;
+    return { changes: [volumes.replace(volumeId, found.version, next)], result: next };
+  });
+  if (volume === null) return;
+  const { generation } = volume;
+  const isRebuilt = volume.replicas.some(
+    (replica) => replica.nodeId === nodeId && replica.state === 'inSync',
+  );
+  if (isRebuilt) context.events.publish({ type: 'replica.inSync', volumeId, nodeId, epoch: volume.epoch });
+  else publishStale(context, volume, nodeId, error ?? 'the source of its rebuild was lost');
+  await installMembership(context, { volumeId, generation });
+}
+
 async function installOnce(context: Context, volume: VolumeRecord): Promise<Map<string, BlockwireError>> {
   const { nodeFleet, timing } = context;
-  const { id: volumeId, generation, epoch } = volume;
+  const { id: volumeId, generation, epoch, lossEpoch = 0 } = volume;
   const failures = new Map<string, BlockwireError>();
   await Promise.all(
-    inSyncReplicas(volume).map(async ({ nodeId }) => {
+    writtenReplicas(volume).map(async (replica) => {
+      const { nodeId } = replica;
+      const role = replica.state === 'inSync' ? 'inSync' : 'rebuilding';
+      const joinedEpoch = joinedEpochOf(replica);
       try {
         await nodeFleet.waitOnline(nodeId);
         await nodeFleet.dispatch(
           nodeId,
-          { kind: 'installEpoch', volumeId, generation, epoch },
+          { kind: 'installEpoch', volumeId, generation, epoch, role, joinedEpoch, lossEpoch },
           { deadlineMs: timing.installEpochMs },
         );
       } catch (thrown) {

@@ -45,8 +45,13 @@ export const DEFAULT_DEVICE_OPTIONS: DeviceOptions = {
 const ReplicaRecord = Type.Object({
   nodeId: Type.String(),
   state: ReplicaStateSchema,
-  /** The epoch at which it went stale; null unless stale. */
+  /** The epoch from which on it lacks writes; null when in sync. Kept while it is rebuilt. */
   staleSinceEpoch: Type.Union([Counter, Type.Null()]),
+  /**
+   * The epoch at which it last became a member that gets writes: what a writer knew before says nothing about it. Names
+   * a rebuild. Absent: 1.
+   */
+  joinedEpoch: Type.Optional(Counter),
 });
 export type ReplicaRecord = Static<typeof ReplicaRecord>;
 
@@ -60,6 +65,11 @@ const VolumeRecord = Type.Object({
   /** Which replicas count: raised by every change of a replica's state. */
   epoch: Counter,
   replicas: Type.Array(ReplicaRecord),
+  /**
+   * The epoch at which the last in-sync replica was taken back after a power failure, with what it had not flushed
+   * lost. Absent: never.
+   */
+  lossEpoch: Type.Optional(Counter),
   /** Set exactly while the state is inUse. */
   attachmentId: Type.Union([Type.String(), Type.Null()]),
   createdAt: Time,

@@ -2,7 +2,7 @@
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
-import { adoptReported } from './membership.ts';
+import { adoptReported, noteUnclean } from './membership.ts';
 import type { PlacementCandidate } from './placement.ts';
 import { type AgentRecord, agents, claims, type NodeRecord, nodes } from './records.ts';
 
@@ -10,6 +10,8 @@ export interface ReplicaReport {
   readonly volumeId: string;
   readonly generation: number;
   readonly epoch: number;
+  /** The node lost power since, and with it perhaps what was acknowledged and not flushed. */
+  readonly unclean?: boolean;
 }
 
 /** A smaller change of a node's free space than this part of its capacity is worth no commit. */
@@ -34,8 +36,9 @@ export async function registerNode(
     const found = await nodes.get(store, node.id);
     return { changes: [nodes.replace(node.id, found?.version ?? 0, node)], result: undefined };
   });
-  for (const { volumeId, generation, epoch } of replicas) {
+  for (const { volumeId, generation, epoch, unclean = false } of replicas) {
     await adoptReported(context, { nodeId: node.id, volumeId, generation, epoch });
+    if (unclean) await noteUnclean(context, { nodeId: node.id, volumeId, epoch });
   }
   context.nodeFleet.register(node.id);
 }

@@ -69,6 +69,7 @@ export function agentsHandlers(context: Context, attachments: Attachments): Agen
           agentId: checkMemberId('agent_id', request.agentId),
           volumeId: checkResourceId('volume_id', request.volumeId),
           generation: checkInteger('generation', request.generation),
+          epoch: checkInteger('epoch', request.epoch),
           nodeId: checkMemberId('node_id', request.nodeId),
           reason: checkText('reason', request.reason),
         }),
@@ -116,6 +117,10 @@ function encodeCommand(commandId: string, action: AgentAction): AgentCommandInpu
   if (action.kind === 'resize') {
     const { attachmentId, volumeId, sizeBytes } = action;
     return { commandId, resize: { attachmentId, volumeId, sizeBytes } };
+  }
+  if (action.kind === 'membership') {
+    const { attachmentId, membership } = action;
+    return { commandId, membership: { attachmentId, membership: encodeMembership(membership) } };
   }
   return { commandId, attach: encodeAttach(action) };
 }

@@ -76,6 +76,7 @@ test('an attach installs the next generation at every replica before the agent h
     volumeId: volume.id,
     generation: 2,
     epoch: 1,
+    lossEpoch: 0,
     replicas: [
       {
         nodeId: 'node-1',
