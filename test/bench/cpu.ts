@@ -67,6 +67,19 @@ export function processTreeUs(pid: number): number {
   return total;
 }
 
+/**
+ * CPU time so far of a qemu's virtual CPUs: of all its threads but the first, which moves packets and disk blocks. Unlike what
+ * the guest's own clocks say, it contains nothing that the host gave to others.
+ */
+export function virtualCpuUs(qemuPid: number): number {
+  let total = 0;
+  for (const thread of readdirSync(`/proc/${qemuPid}/task`)) {
+    const times = thread === String(qemuPid) ? null : processTimes(readStat(`${qemuPid}/task/${thread}`));
+    total += times?.ownUs ?? 0;
+  }
+  return total;
+}
+
 function readStat(pid: string): string {
   try {
     return readFileSync(`/proc/${pid}/stat`, 'utf8');

@@ -6,24 +6,29 @@ import { join } from 'node:path';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { Machine, MachineProcess } from '../vm/machine.ts';
 import { Vm } from '../vm/vm.ts';
-import { busyUs, idleUs, processTimes, processTreeUs } from './cpu.ts';
+import { busyUs, idleUs, processTimes, virtualCpuUs } from './cpu.ts';
+import { type DeviceSpec, isOurs, OURS } from './devices.ts';
 import { fioArguments, type Job, parseFio } from './fio.ts';
 import { type Cleanup, describeExit } from './processes.ts';
 import type { Competitor, Metrics } from './rounds.ts';
-import type { NbdServer } from './servers.ts';
+import type { Target } from './targets.ts';
 
 const SECTOR_BYTES = 512;
 /** Beyond fio's own time: start of the programs, an emulated machine. */
 const CELL_SLACK_MS = 45_000;
 const WINDOW_MARGIN_S = 1;
 const ATTACH_MS_MAX = 90_000;
-/** Block size in KiB, depth, seconds. */
+/** Block size in KiB, depth, seconds for a device of ours. */
 const WARM_UP = [
   [4, 32, 10],
   [512, 8, 3],
 ] as const;
-const CELL_SOURCE = join(import.meta.dirname, 'guest/cell.sh');
+/** The kernel's own devices have nothing to compile. */
+const WARM_UP_KERNEL_S = 1;
+const SCRIPTS = join(import.meta.dirname, 'guest');
 const CELL_SCRIPT = '/tmp/cell.sh';
+/** md devices are numbered; the first ones may be the machine's own. */
+const MIRROR_NUMBER = 100;
 const ATTACH_PROGRAM = join(import.meta.dirname, '../tools/attach.ts');
 
 export interface Timing {
@@ -37,6 +42,8 @@ interface AgentCounters {
   readonly writeBytes: number;
   readonly enters: number;
   readonly sqes: number;
+  readonly zeroCopySends: number;
+  readonly zeroCopyCopied: number;
 }
 
 interface Device {
@@ -44,19 +51,22 @@ interface Device {
   readonly name: string;
   /** Of the process that serves it; 0 for devices of the kernel's own. */
   readonly pid: number;
-  readonly servers: readonly NbdServer[];
+  readonly targets: readonly Target[];
   readonly counters: (() => Promise<AgentCounters>) | null;
 }
 
 export class Guest {
   readonly machine: Machine;
   readonly #timing: Timing;
+  readonly #qemuPid: number;
   #nbdDevices = 0;
+  #mirrors = 0;
   #cells = 0;
 
   private constructor(machine: Machine, timing: Timing) {
     this.machine = machine;
     this.#timing = timing;
+    this.#qemuPid = machine instanceof Vm ? (machine.pids.at(-1) ?? 0) : 0;
   }
 
   static async boot(options: {
@@ -67,23 +77,52 @@ export class Guest {
   }): Promise<Guest> {
     const machine = await Vm.boot({ network: options.network, onProgress: options.onProgress });
     options.cleanup.add(() => machine.close());
-    await machine.check('modprobe nbd max_part=0 nbds_max=8', { timeoutMs: ATTACH_MS_MAX });
+    await machine.check('modprobe nbd max_part=0 nbds_max=16', { timeoutMs: ATTACH_MS_MAX });
     // A copy: the original is on a file system that changes when somebody edits it meanwhile.
-    await machine.check(`cp ${CELL_SOURCE} ${CELL_SCRIPT}`, { timeoutMs: ATTACH_MS_MAX });
+    await machine.check(`cp ${SCRIPTS}/cell.sh ${CELL_SCRIPT}`, { timeoutMs: ATTACH_MS_MAX });
     return new Guest(machine, options.timing);
   }
 
-  /** Our device over one or more servers. Throws with what the program said. */
-  async attachOurs(
-    name: string,
-    options: { datapath: string; sizeBytes: number; servers: readonly NbdServer[] },
+  /** Under which address the guest reaches servers on the host. */
+  hostAddress(server: { readonly host: string }): string {
+    return this.machine.hostNetns === null ? this.machine.hostAddress : server.host;
+  }
+
+  /** A device by its specification, over the first of the targets. Throws with what the programs said. */
+  async attach(
+    spec: DeviceSpec,
+    options: { sizeBytes: number; nbd: readonly Target[]; nvme: readonly Target[] },
   ): Promise<Competitor> {
-    const replicas = options.servers.map(
-      (server) => `--replica ${this.#address(server)}/${server.exportName}`,
-    );
+    const all = spec.kind === 'nvme-tcp' ? options.nvme : options.nbd;
+    const targets = all.slice(0, spec.mirrors);
+    if (targets.length < spec.mirrors)
+      throw new BlockwireError('BW_INVALID_ARGUMENT', `${spec.name}: there are ${all.length} servers`);
+    if (isOurs(spec.kind)) {
+      const queues = spec.queues > 1 ? ['--queues', String(spec.queues)] : [];
+      const flags = [...OURS[spec.kind], ...queues];
+      return this.#attachOurs(spec.name, { flags, sizeBytes: options.sizeBytes, targets });
+    }
+    const disks: string[] = [];
+    for (const target of targets) {
+      disks.push(
+        spec.kind === 'nvme-tcp'
+          ? await this.#connectNvme(target)
+          : await this.#connectNbd(target, spec.connections),
+      );
+    }
+    const name = disks.length === 1 ? disks[0]! : await this.#mirror(disks);
+    return this.#competitor(spec.name, { name, pid: 0, targets, counters: null });
+  }
+
+  async #attachOurs(
+    name: string,
+    options: { flags: readonly string[]; sizeBytes: number; targets: readonly Target[] },
+  ): Promise<Competitor> {
+    const { flags, sizeBytes, targets } = options;
+    const replicas = targets.map(({ host, port, exportName }) => `--replica ${host}:${port}/${exportName}`);
     const lines = new LineWaiter();
     const attached = this.machine.start(
-      `echo "pid $$"; exec node ${ATTACH_PROGRAM} --size ${options.sizeBytes} --datapath ${options.datapath} ${replicas.join(' ')}`,
+      `echo "pid $$"; exec node ${ATTACH_PROGRAM} --size ${sizeBytes} ${flags.join(' ')} ${replicas.join(' ')}`,
       { onOutput: (chunk) => lines.add(chunk) },
     );
     const pid = Number(await firstWord(attached, /^pid (\d+)$/m));
@@ -91,7 +130,7 @@ export class Guest {
     return this.#competitor(name, {
       name: device,
       pid,
-      servers: options.servers,
+      targets,
       counters: async () => {
         const answer = lines.next(/^\{"counters":/);
         attached.write('counters\n');
@@ -100,35 +139,39 @@ export class Guest {
     });
   }
 
-  /** The kernel's nbd client. */
-  async attachKernelNbd(
-    name: string,
-    options: { server: NbdServer; connections: number },
-  ): Promise<Competitor> {
-    const { server, connections } = options;
-    const [host, port] = [this.#host(server), server.port];
-    const device = `nbd${this.#nbdDevices++}`;
+  /** The kernel's nbd client; returns the disk's name. */
+  async #connectNbd({ host, port, exportName }: Target, connections: number): Promise<string> {
+    const disk = `nbd${this.#nbdDevices++}`;
     const several = connections > 1 ? `-C ${connections}` : '';
     await this.machine.check(
-      `nbd-client -N ${server.exportName} ${host} ${port} /dev/${device} -b 512 ${several} && blockdev --getsize64 /dev/${device}`,
+      `nbd-client -N ${exportName} ${host} ${port} /dev/${disk} -b 512 ${several} && blockdev --getsize64 /dev/${disk}`,
       { timeoutMs: ATTACH_MS_MAX },
     );
-    return this.#competitor(name, { name: device, pid: 0, servers: [server], counters: null });
+    return disk;
   }
 
-  #host(server: NbdServer): string {
-    return this.machine.hostNetns === null ? this.machine.hostAddress : server.host;
+  async #connectNvme({ host, port, exportName }: Target): Promise<string> {
+    return this.#diskOf(`nvme-connect.sh ${host} ${port} ${exportName}`);
   }
 
-  #address(server: NbdServer): string {
-    return `${this.#host(server)}:${server.port}`;
+  /** md's RAID1 over disks. */
+  async #mirror(disks: readonly string[]): Promise<string> {
+    return this.#diskOf(`mirror.sh ${MIRROR_NUMBER + this.#mirrors++} ${disks.join(' ')}`);
+  }
+
+  async #diskOf(script: string): Promise<string> {
+    const output = await this.machine.check(`bash ${SCRIPTS}/${script}`, { timeoutMs: ATTACH_MS_MAX });
+    const disk = /^disk (\S+)$/m.exec(output)?.[1];
+    if (disk === undefined) throw new BlockwireError('BW_IO', `${script}: ${output.trim()}`);
+    return disk;
   }
 
   async #competitor(name: string, device: Device): Promise<Competitor> {
     // The same scheduler for all: the requests reach the drivers as fio made them.
-    await this.machine.check(`echo none > /sys/block/${device.name}/queue/scheduler`, {
-      timeoutMs: ATTACH_MS_MAX,
-    });
+    await this.machine.check(
+      'for f in /sys/block/{nbd,nvme,ublkb}*/queue/scheduler; do [ ! -w "$f" ] || echo none > "$f"; done',
+      { timeoutMs: ATTACH_MS_MAX },
+    );
     await this.#warmUp(device);
     let hung = false;
     return {
@@ -149,8 +192,9 @@ export class Guest {
    * V8 compiles a data path while it runs, on threads that take CPU from the very machine that is measured: let it finish
    * first. The kernel's client gets the same, for its connections' sake.
    */
-  async #warmUp({ name }: Device): Promise<void> {
-    for (const [blockKib, depth, seconds] of WARM_UP) {
+  async #warmUp({ name, pid }: Device): Promise<void> {
+    for (const [blockKib, depth, oursS] of WARM_UP) {
+      const seconds = pid === 0 ? WARM_UP_KERNEL_S : oursS;
       const fio = [
         ...['fio', '--name=warm', `--filename=/dev/${name}`, '--ioengine=libaio', '--direct=1', '--thread'],
         ...['--rw=randrw', `--bs=${blockKib}k`, `--iodepth=${depth}`, '--norandommap', '--time_based'],
@@ -162,7 +206,7 @@ export class Guest {
 
   async #measure(device: Device, job: Job): Promise<Metrics> {
     const { rampS, runtimeS } = this.#timing;
-    for (const server of device.servers) server.check();
+    for (const target of device.targets) target.check();
     const fio = fioArguments({
       job,
       target: { device: `/dev/${device.name}` },
@@ -173,8 +217,9 @@ export class Guest {
     const output = fio.find((argument) => argument.startsWith('--output='))!.slice('--output='.length);
     // The window ends well before fio does, also on a machine that is short of CPU.
     const windowS = runtimeS - WINDOW_MARGIN_S;
+    const pids = [device.pid, ...device.targets.map(({ guestPid }) => guestPid)];
     const cell = this.machine.start(
-      ['bash', CELL_SCRIPT, device.name, device.pid, rampS, windowS, output, 'fio', ...fio].join(' '),
+      ['bash', CELL_SCRIPT, device.name, pids.join(','), rampS, windowS, output, 'fio', ...fio].join(' '),
       { timeoutMs: (rampS + runtimeS) * 1000 + CELL_SLACK_MS },
     );
     cell.end();
@@ -184,8 +229,9 @@ export class Guest {
     for (const mark of ['A', 'B'] as const) {
       const seen = await cell.waitFor(new RegExp(`^@${mark} end$`, 'm')).catch(() => null);
       if (seen === null) break;
-      const serverUs = device.servers.reduce((sum, { pid }) => sum + processTreeUs(pid), 0);
-      ends.push({ serverUs, counters: await device.counters?.() });
+      const outsideUs = device.targets.reduce((sum, { cpuUs }) => sum + (cpuUs?.() ?? 0), 0);
+      const virtualUs = this.#qemuPid === 0 ? null : virtualCpuUs(this.#qemuPid);
+      ends.push({ outsideUs, virtualUs, counters: await device.counters?.() });
     }
     const { exitCode, output: text, timedOut } = await cell.done;
     if (timedOut) throw new BlockwireError('BW_TIMEOUT', `${job.name} on ${device.name} hangs`);
@@ -194,32 +240,41 @@ export class Guest {
       throw new BlockwireError('BW_IO', `fio ended with exit code ${exitCode}: ${text.slice(-600).trim()}`);
     }
     const { iops, bytesPerSecond, p50Us, p99Us } = parseFio(text.slice(text.indexOf('@json') + 5), job.mode);
-    const window = windowOf(text, job);
+    const window = windowOf(text, job, pids.length);
+    const { ios } = window;
+    const [processUs = 0, ...serversUs] = window.processesUs;
+    const insideUs = serversUs.reduce((sum, us) => sum + us, 0);
     const metrics = {
       ...{ iops, bytesPerSecond, p50Us, p99Us },
-      guestCpuUs: window.guestUs / window.ios,
+      guestCpuUs: window.guestUs / ios,
+      guestCpuNsPerByte: (window.guestUs * 1000) / (ios * job.blockBytes),
       guestBusyShare: window.guestBusyShare,
-      fioCpuUs: window.fioUs / window.ios,
-      serverCpuUs: (end.serverUs - start.serverUs) / window.ios,
+      fioCpuUs: window.fioUs / ios,
+      serverCpuUs: (insideUs + end.outsideUs - start.outsideUs) / ios,
+      ...(start.virtualUs !== null && end.virtualUs !== null
+        ? { virtualCpuUs: (end.virtualUs - start.virtualUs) / ios }
+        : {}),
     };
-    if (start.counters === undefined || end.counters === undefined) return metrics;
+    // The kernel's devices make no system calls for an I/O.
+    if (start.counters === undefined || end.counters === undefined) return { ...metrics, entersPerIo: 0 };
+    const [before, after] = [start.counters, end.counters];
     const agentIos =
-      (end.counters.readBytes +
-        end.counters.writeBytes -
-        start.counters.readBytes -
-        start.counters.writeBytes) /
-      job.blockBytes;
+      (after.readBytes + after.writeBytes - before.readBytes - before.writeBytes) / job.blockBytes;
+    const zeroCopySends = after.zeroCopySends - before.zeroCopySends;
     return {
       ...metrics,
-      agentCpuUs: window.processUs / window.ios,
-      entersPerIo: (end.counters.enters - start.counters.enters) / agentIos,
-      sqesPerIo: (end.counters.sqes - start.counters.sqes) / agentIos,
+      agentCpuUs: processUs / ios,
+      entersPerIo: (after.enters - before.enters) / agentIos,
+      sqesPerIo: (after.sqes - before.sqes) / agentIos,
+      ...(zeroCopySends > 0
+        ? { copiedShare: (after.zeroCopyCopied - before.zeroCopyCopied) / zeroCopySends }
+        : {}),
     };
   }
 }
 
 /** What cell.sh saw between A and B. I/Os are counted by bytes, so that split or merged requests do not matter. */
-function windowOf(text: string, job: Job) {
+function windowOf(text: string, job: Job, processCount: number) {
   const line = (mark: string, key: string): string =>
     new RegExp(`^@${mark} ${key} (.*)$`, 'm').exec(text)?.[1]?.trim() ?? '';
   const processUs = (key: string): number => {
@@ -238,7 +293,9 @@ function windowOf(text: string, job: Job) {
   const cpu = (mark: string): string => line(mark, 'cpu');
   const guestUs = busyUs(cpu('B')) - busyUs(cpu('A'));
   const guestBusyShare = guestUs / (guestUs + idleUs(cpu('B')) - idleUs(cpu('A')));
-  return { ios, fioUs, processUs: processUs('process'), guestUs, guestBusyShare };
+  // A process that does not exist, or lives elsewhere, took nothing.
+  const processesUs = Array.from({ length: processCount }, (_, i) => processUs(`process${i}`) || 0);
+  return { ios, fioUs, processesUs, guestUs, guestBusyShare };
 }
 
 function readCounters(line: string): AgentCounters {
@@ -256,6 +313,8 @@ function readCounters(line: string): AgentCounters {
     writeBytes: at('writeBytes'),
     enters: at('enters'),
     sqes: at('sqes'),
+    zeroCopySends: at('zeroCopySends'),
+    zeroCopyCopied: at('zeroCopyCopied'),
   };
 }
 

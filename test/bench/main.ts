@@ -17,11 +17,13 @@ const SUITES: Readonly<Record<string, Suite>> = { first: suiteFirst, node: suite
 const USAGE = `usage: npm run bench -- [first|node|agent] [options]
   first   our device, fused and copy, against the kernel's nbd client, in the VM (default)
   node    our storage node against other NBD servers, on this host
-  agent   every datapath, one and two mirrors, against the kernel's nbd client, in the VM
+  agent   every datapath, one and two mirrors, against the kernel's nbd client and its NVMe/TCP, in the VM
   --quick         few jobs, short runs
   --rounds N      how often each cell is measured
   --server NAME   first, agent: node (ours) or nbdkit
   --only TEXT     only jobs whose name contains TEXT, such as '4k read'
+  --section LIST  agent: some of tap, loopback, peer, separated by commas
+  --device LIST   agent: these devices, such as nbd-client,fused-zc,fused-zc-x2; see test/bench/README.md
   --json FILE     also write every round and the medians to FILE`;
 
 async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
@@ -34,6 +36,8 @@ async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
   const suite = SUITES[name];
   if (suite === undefined || positionals.length > 1)
     throw usageError(`no such suite: ${positionals.join(' ')}`);
+  if (name !== 'agent' && (values.section ?? values.device) !== undefined)
+    throw usageError('--section and --device are for the suite agent');
   const rounds = values.rounds === undefined ? null : Number(values.rounds);
   if (rounds !== null && !(Number.isInteger(rounds) && rounds >= 1)) throw usageError('--rounds: 1 or more');
 
@@ -49,6 +53,8 @@ async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
     rounds,
     server: values.server ?? null,
     only: values.only ?? null,
+    sections: values.section?.split(',') ?? null,
+    devices: values.device?.split(',') ?? null,
     cleanup,
     signal,
     onProgress: say,
@@ -97,6 +103,8 @@ function parseArguments() {
         rounds: { type: 'string' },
         server: { type: 'string' },
         only: { type: 'string' },
+        section: { type: 'string' },
+        device: { type: 'string' },
         json: { type: 'string' },
         help: { type: 'boolean', default: false },
       },

@@ -6,6 +6,8 @@ import { type Column, formatNumber, renderTable } from './table.ts';
 export interface ReportLayout {
   /** Whose figures the others are divided by. */
   readonly baseline: string;
+  /** By competitor, where it is another one's. */
+  readonly baselines?: Readonly<Record<string, string>>;
   readonly ratios: readonly { readonly metric: MetricName; readonly title: string }[];
   readonly values: readonly {
     readonly metric: MetricName;
@@ -51,11 +53,12 @@ export function summarize(samples: readonly Sample[], layout: ReportLayout): Sum
         if (values.length > 0) medians[metric] = median(values);
       }
       const ratios: Partial<Record<MetricName, Ratio | null>> = {};
+      const baseline = baselineOf(competitor, layout);
       for (const { metric } of layout.ratios) {
         ratios[metric] =
-          competitor === layout.baseline
+          competitor === baseline
             ? null
-            : pairedRatio(byRound(competitor, metric), byRound(layout.baseline, metric));
+            : pairedRatio(byRound(competitor, metric), byRound(baseline, metric));
       }
       rows.push({
         job,
@@ -69,6 +72,10 @@ export function summarize(samples: readonly Sample[], layout: ReportLayout): Sum
     }
   }
   return rows;
+}
+
+function baselineOf(competitor: string, layout: ReportLayout): string {
+  return layout.baselines?.[competitor] ?? layout.baseline;
 }
 
 /** The table, ratios first, and below it why cells failed. */
@@ -91,7 +98,7 @@ export function renderSummary(rows: readonly SummaryRow[], layout: ReportLayout)
       ...layout.ratios.map(({ metric }) =>
         row.roundsGood === 0
           ? 'failed'
-          : row.competitor === layout.baseline
+          : row.competitor === baselineOf(row.competitor, layout)
             ? '1'
             : formatRatio(row.ratios[metric] ?? null),
       ),

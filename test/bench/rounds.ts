@@ -10,17 +10,22 @@ export interface Metrics {
   readonly p99Us: number;
   /** CPU of the whole guest, fio included. */
   readonly guestCpuUs?: number;
+  readonly guestCpuNsPerByte?: number;
+  /** CPU of the guest's virtual CPUs as the host sees it: what `guestCpuUs` says, without what others took from it. */
+  readonly virtualCpuUs?: number;
   readonly fioCpuUs?: number;
   /** Of all the guest's CPUs: well below 1, the limit is outside the guest, or waiting. */
   readonly guestBusyShare?: number;
   /** CPU of our process in the guest; a part of the guest's. */
   readonly agentCpuUs?: number;
-  /** CPU of all servers, their children included. */
+  /** CPU of all servers, their children included; a part of the guest's where they run inside. */
   readonly serverCpuUs?: number;
-  /** Calls of io_uring_enter by the agent, per I/O. */
+  /** Calls of io_uring_enter by the agent, per I/O: its system calls. */
   readonly entersPerIo?: number;
   /** Submissions by the agent, per I/O. */
   readonly sqesPerIo?: number;
+  /** Of the sends without a copy, those that the kernel copied after all. */
+  readonly copiedShare?: number;
 }
 
 export type MetricName = keyof Metrics;

@@ -8,7 +8,7 @@ import { type Daemon, runToEnd, startDaemon } from './processes.ts';
 
 const READY_MS_MAX = 30_000;
 const FILL_MS_MAX = 300_000;
-const EXPORT = 'bench';
+export const EXPORT = 'bench';
 const ROOT = join(import.meta.dirname, '../..');
 
 export const SERVER_KINDS = [
@@ -51,7 +51,7 @@ export interface NbdServer {
 export async function startServer(options: ServerOptions): Promise<NbdServer> {
   await mkdir(options.directory, { recursive: true });
   const port = await freePort();
-  const daemon = startDaemon(await command(options, port), { netns: options.netns });
+  const daemon = startDaemon(await serverCommand(options, port), { netns: options.netns });
   const uri = `nbd://${options.host}:${port}/${EXPORT}`;
   try {
     await answers(daemon, uri, options);
@@ -75,7 +75,8 @@ export async function startServer(options: ServerOptions): Promise<NbdServer> {
   };
 }
 
-async function command(options: ServerOptions, port: number): Promise<string[]> {
+/** What to start; some servers want a file first, which is made. */
+export async function serverCommand(options: ServerOptions, port: number): Promise<string[]> {
   const { kind, host, sizeBytes, directory, direct } = options;
   const file = join(directory, 'data');
   switch (kind) {
@@ -167,7 +168,12 @@ async function answers(daemon: Daemon, uri: string, options: ServerOptions): Pro
   }
 }
 
-async function fill(uri: string, netns: string | null): Promise<void> {
+/** Fills an export, so that no read meets a hole. */
+export function fillCommand(uri: string): string[] {
   const args = ['--ioengine=nbd', `--uri=${uri}`, '--rw=write', '--bs=1M', '--iodepth=4', '--thread'];
-  await runToEnd(['fio', '--name=fill', ...args], { netns, timeoutMs: FILL_MS_MAX });
+  return ['fio', '--name=fill', ...args];
+}
+
+async function fill(uri: string, netns: string | null): Promise<void> {
+  await runToEnd(fillCommand(uri), { netns, timeoutMs: FILL_MS_MAX });
 }

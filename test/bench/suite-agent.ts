@@ -1,52 +1,164 @@
 /**
- * Every datapath of ours with one and with two mirrors against the kernel's nbd client, in one boot: over a network with
- * offloads to servers outside the guest.
+ * Every datapath of ours, with one and with two mirrors, against the kernel's nbd client and its NVMe/TCP. One boot a section,
+ * all devices of a section interleaved:
+ *
+ *   tap        servers on the host, over a network with offloads: what a real host looks like
+ *   loopback   servers inside the guest, on its own CPUs
+ *   peer       servers inside a second guest, emulated like the first: the only place for the kernel's NVMe target outside
  */
-import { Guest } from './guest.ts';
-import { competitorOrFailure, runRounds } from './rounds.ts';
+import { BlockwireError } from '@blockwire/shared/errors.ts';
+import { type DeviceSpec, parseDevice } from './devices.ts';
+import { Guest, type Timing } from './guest.ts';
+import type { ReportLayout } from './report.ts';
+import { brokenCompetitor, type Competitor, competitorOrFailure, runRounds, type Sample } from './rounds.ts';
+import type { ServerKind } from './servers.ts';
 import type { SuiteOptions, SuiteResult } from './suite.ts';
 import {
+  BASELINE,
   EXPORT_BYTES,
   GUEST_JOBS,
   GUEST_LAYOUT,
   guestFacts,
   guestServerKind,
+  QUICK_JOBS,
   selectJobs,
   startGuestServers,
 } from './suite-first.ts';
+import { startInside, startNvmeInside, type Target } from './targets.ts';
 
-const DATAPATHS = ['fused', 'copy'];
-const MIRRORS_MAX = 2;
+/** Servers inside a guest take its memory. */
+const INSIDE_BYTES = 128 * 2 ** 20;
+
+const ONE_MIRROR = [
+  ...[BASELINE, 'nbd-client-c2', 'nbd-client-c4', 'nvme-tcp'],
+  ...['copy', 'splice', 'fused-send', 'fused-zc'],
+];
+const TWO_MIRRORS = ['nbd-client-x2', 'nvme-tcp-x2', 'copy-x2', 'splice-x2', 'fused-send-x2', 'fused-zc-x2'];
+const QUICK = [BASELINE, 'nvme-tcp', 'fused-send', 'fused-zc', 'nbd-client-x2', 'fused-zc-x2'];
+
+interface Ground {
+  readonly title: (kind: ServerKind) => string;
+  /** Starts what the devices are attached to. */
+  readonly serve: (
+    guest: Guest,
+    options: SuiteOptions,
+    wanted: { kind: ServerKind; count: number; nvmeCount: number },
+  ) => Promise<Servers>;
+}
+
+interface Servers {
+  readonly sizeBytes: number;
+  readonly nbd: readonly Target[];
+  /** Or why there are none. */
+  readonly nvme: readonly Target[] | BlockwireError;
+}
+
+const GROUNDS: Readonly<Record<string, Ground>> = {
+  tap: {
+    title: (kind) => `TAP: ${kind} on the host, ${EXPORT_BYTES / 2 ** 20} MiB in memory, filled`,
+    async serve(guest, { cleanup }, { kind, count }) {
+      const nbd = await startGuestServers({ guest, kind, count, cleanup });
+      const reason =
+        'no NVMe/TCP target on the host (its kernel would need nvmet_tcp): see loopback and peer';
+      return { sizeBytes: EXPORT_BYTES, nbd, nvme: new BlockwireError('BW_UNSUPPORTED_HOST', reason) };
+    },
+  },
+  loopback: {
+    title: (kind) => `Loopback: ${kind} and nvmet inside the guest, ${INSIDE_BYTES / 2 ** 20} MiB in memory`,
+    async serve({ machine }, _options, { kind, count, nvmeCount }) {
+      const common = { host: '127.0.0.1', sizeBytes: INSIDE_BYTES };
+      return {
+        sizeBytes: INSIDE_BYTES,
+        nbd: await startInside(machine, { ...common, kind, count, own: true }),
+        nvme: nvmeCount === 0 ? [] : await startNvmeInside(machine, { ...common, count: nvmeCount }),
+      };
+    },
+  },
+};
 
 export async function suiteAgent(options: SuiteOptions): Promise<SuiteResult> {
-  const { quick, cleanup, onProgress } = options;
-  const timing = quick ? { rampS: 1, runtimeS: 5 } : { rampS: 2, runtimeS: 8 };
+  const { quick } = options;
+  const timing = quick ? { rampS: 1, runtimeS: 4 } : { rampS: 2, runtimeS: 8 };
   const kind = guestServerKind(options.server ?? 'nbdkit');
-  const guest = await Guest.boot({ network: 'tap', timing, cleanup, onProgress });
-  onProgress(`Starting the servers (${kind})`);
-  const servers = await startGuestServers({ guest, kind, count: MIRRORS_MAX, cleanup });
-  onProgress('Attaching the devices');
-  const { baseline } = GUEST_LAYOUT;
-  const competitors = [
-    await competitorOrFailure(baseline, () =>
-      guest.attachKernelNbd(baseline, { server: servers[0]!, connections: 1 }),
-    ),
-  ];
-  for (let mirrors = 1; mirrors <= MIRRORS_MAX; mirrors++) {
-    for (const datapath of DATAPATHS) {
-      const name = mirrors === 1 ? datapath : `${datapath} x${mirrors}`;
-      const wanted = { datapath, sizeBytes: EXPORT_BYTES, servers: servers.slice(0, mirrors) };
-      competitors.push(await competitorOrFailure(name, () => guest.attachOurs(name, wanted)));
+  const names = options.devices ?? (quick ? QUICK : [...ONE_MIRROR, ...TWO_MIRRORS]);
+  // The baseline is always there.
+  const specs = [...new Set([BASELINE, ...names])].map(parseDevice);
+  const facts: string[] = [];
+  const sections = [];
+  for (const name of options.sections ?? Object.keys(GROUNDS)) {
+    const ground = GROUNDS[name];
+    if (ground === undefined) {
+      const known = Object.keys(GROUNDS).join(', ');
+      throw new BlockwireError('BW_INVALID_ARGUMENT', `--section ${name}: ${known}`);
     }
+    if (options.signal.aborted) break;
+    const { samples, guest } = await measureOn(ground, { options, kind, specs, timing });
+    if (facts.length === 0) facts.push(...guestFacts(guest));
+    sections.push({ title: ground.title(kind), layout: GUEST_LAYOUT, samples });
+    const second = secondMirrors(specs, samples);
+    if (second !== null) sections.push({ title: `${name}: what a second mirror costs`, ...second });
+    await guest.machine.close();
+  }
+  return { sections, facts };
+}
+
+async function measureOn(
+  ground: Ground,
+  {
+    options,
+    kind,
+    specs,
+    timing,
+  }: { options: SuiteOptions; kind: ServerKind; specs: readonly DeviceSpec[]; timing: Timing },
+): Promise<{ samples: Sample[]; guest: Guest }> {
+  const { quick, cleanup, onProgress } = options;
+  const guest = await Guest.boot({ network: 'tap', timing, cleanup, onProgress });
+  onProgress('Starting the servers');
+  const countFor = (isNvme: boolean): number =>
+    Math.max(
+      0,
+      ...specs.filter((spec) => (spec.kind === 'nvme-tcp') === isNvme).map(({ mirrors }) => mirrors),
+    );
+  const { sizeBytes, nbd, nvme } = await ground.serve(guest, options, {
+    kind,
+    count: countFor(false),
+    nvmeCount: countFor(true),
+  });
+  const competitors: Competitor[] = [];
+  for (const spec of specs) {
+    onProgress(`Attaching ${spec.name}`);
+    competitors.push(
+      nvme instanceof BlockwireError && spec.kind === 'nvme-tcp'
+        ? brokenCompetitor(spec.name, nvme)
+        : await competitorOrFailure(spec.name, () =>
+            guest.attach(spec, { sizeBytes, nbd, nvme: nvme instanceof BlockwireError ? [] : nvme }),
+          ),
+    );
   }
   const samples = await runRounds({
     ...options,
-    jobs: selectJobs(GUEST_JOBS, options.only),
+    jobs: selectJobs(quick ? QUICK_JOBS : GUEST_JOBS, options.only),
     competitors,
     rounds: options.rounds ?? (quick ? 3 : 5),
   });
+  return { samples, guest };
+}
+
+/** The same samples once more: each device with several mirrors against itself with one. Null when there is no such pair. */
+function secondMirrors(
+  specs: readonly DeviceSpec[],
+  samples: readonly Sample[],
+): { layout: ReportLayout; samples: readonly Sample[] } | null {
+  const baselines: Record<string, string> = {};
+  for (const { name, mirrors } of specs) {
+    const single = name.replace(/-x\d+$/, '');
+    if (mirrors === 1 || !specs.some((spec) => spec.name === single)) continue;
+    baselines[name] = single;
+    baselines[single] = single;
+  }
+  if (Object.keys(baselines).length === 0) return null;
   return {
-    sections: [{ title: `One and two mirrors, server ${kind}, TAP`, layout: GUEST_LAYOUT, samples }],
-    facts: guestFacts(guest, kind),
+    layout: { ...GUEST_LAYOUT, baselines, values: GUEST_LAYOUT.values.slice(0, 4) },
+    samples: samples.filter(({ competitor, job }) => competitor in baselines && job.includes('write')),
   };
 }

@@ -5,21 +5,24 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
+import { parseDevice } from './devices.ts';
 import { type Job, job } from './fio.ts';
 import { Guest } from './guest.ts';
 import type { Cleanup } from './processes.ts';
 import type { ReportLayout } from './report.ts';
 import { competitorOrFailure, runRounds } from './rounds.ts';
-import { type NbdServer, type ServerKind, startServer } from './servers.ts';
+import { type ServerKind, startServer } from './servers.ts';
 import type { SuiteOptions, SuiteResult } from './suite.ts';
+import { hostTarget, type Target } from './targets.ts';
 
 export const EXPORT_BYTES = 512 * 2 ** 20;
-const BASELINE = 'nbd-client';
+export const BASELINE = 'nbd-client';
 
 export const GUEST_LAYOUT: ReportLayout = {
   baseline: BASELINE,
   ratios: [
     { metric: 'iops', title: 'IOPS ratio' },
+    { metric: 'virtualCpuUs', title: 'vCPU/IO ratio' },
     { metric: 'guestCpuUs', title: 'guest CPU/IO ratio' },
   ],
   values: [
@@ -28,16 +31,19 @@ export const GUEST_LAYOUT: ReportLayout = {
     { metric: 'p50Us', title: 'p50 us' },
     { metric: 'p99Us', title: 'p99 us' },
     { metric: 'guestBusyShare', title: 'guest busy %', scale: 100 },
+    { metric: 'virtualCpuUs', title: 'vCPU us/IO' },
     { metric: 'guestCpuUs', title: 'guest us/IO' },
+    { metric: 'guestCpuNsPerByte', title: 'ns/byte' },
     { metric: 'fioCpuUs', title: 'of it fio' },
     { metric: 'agentCpuUs', title: 'of it agent' },
     { metric: 'serverCpuUs', title: 'server us/IO' },
     { metric: 'entersPerIo', title: 'enters/IO' },
     { metric: 'sqesPerIo', title: 'SQEs/IO' },
+    { metric: 'copiedShare', title: 'zc copied %', scale: 100 },
   ],
 };
 
-const QUICK_JOBS: readonly Job[] = [
+export const QUICK_JOBS: readonly Job[] = [
   job('read', 4, 32),
   job('write', 4, 32),
   job('read', 512, 8),
@@ -61,19 +67,13 @@ export async function suiteFirst(options: SuiteOptions): Promise<SuiteResult> {
   const guest = await Guest.boot({ network: 'tap', timing, cleanup, onProgress });
   const kind = guestServerKind(options.server);
   onProgress(`Starting the server (${kind})`);
-  const [server] = await startGuestServers({ guest, kind, count: 1, cleanup });
-  const servers = [server!];
+  const nbd = await startGuestServers({ guest, kind, count: 1, cleanup });
   onProgress('Attaching the devices');
-  const sizeBytes = EXPORT_BYTES;
-  const ours = (datapath: string) =>
-    competitorOrFailure(datapath, () => guest.attachOurs(datapath, { datapath, sizeBytes, servers }));
-  const competitors = [
-    await ours('fused'),
-    await ours('copy'),
-    await competitorOrFailure(BASELINE, () =>
-      guest.attachKernelNbd(BASELINE, { server: server!, connections: 1 }),
-    ),
-  ];
+  const competitors = [];
+  for (const name of ['fused', 'copy', BASELINE]) {
+    const attach = () => guest.attach(parseDevice(name), { sizeBytes: EXPORT_BYTES, nbd, nvme: [] });
+    competitors.push(await competitorOrFailure(name, attach));
+  }
   const samples = await runRounds({
     ...options,
     jobs: selectJobs(quick ? QUICK_JOBS : GUEST_JOBS, options.only),
@@ -82,7 +82,10 @@ export async function suiteFirst(options: SuiteOptions): Promise<SuiteResult> {
   });
   return {
     sections: [{ title: `One replica, server ${kind}, TAP`, layout: GUEST_LAYOUT, samples }],
-    facts: guestFacts(guest, kind),
+    facts: [
+      ...guestFacts(guest),
+      `server: ${kind}, outside the guest, ${EXPORT_BYTES / 2 ** 20} MiB in memory, filled`,
+    ],
   };
 }
 
@@ -107,12 +110,12 @@ export async function startGuestServers(options: {
   kind: ServerKind;
   count: number;
   cleanup: Cleanup;
-}): Promise<NbdServer[]> {
+}): Promise<Target[]> {
   const { guest, kind, count, cleanup } = options;
   const { hostAddress, hostNetns } = guest.machine;
   const directory = await mkdtemp('/dev/shm/blockwire-bench-');
   cleanup.add(() => rm(directory, { recursive: true, force: true }));
-  const servers: NbdServer[] = [];
+  const targets: Target[] = [];
   for (let index = 0; index < count; index++) {
     const server = await startServer({
       kind,
@@ -123,16 +126,12 @@ export async function startGuestServers(options: {
       direct: true,
     });
     cleanup.add(() => server.stop());
-    servers.push(server);
+    targets.push(hostTarget(server, guest.hostAddress(server)));
   }
-  return servers;
+  return targets;
 }
 
-export function guestFacts(guest: Guest, kind: ServerKind): string[] {
-  const { machine } = guest;
+export function guestFacts({ machine }: Guest): string[] {
   const accelerator = 'accelerator' in machine ? `, accelerator ${String(machine.accelerator)}` : '';
-  return [
-    `guest: Linux ${machine.kernelRelease}, 2 CPUs${accelerator}; scheduler none on every device`,
-    `server: ${kind}, outside the guest, ${EXPORT_BYTES / 2 ** 20} MiB in memory, filled`,
-  ];
+  return [`guest: Linux ${machine.kernelRelease}, 2 CPUs${accelerator}; scheduler none on every device`];
 }

@@ -12,6 +12,9 @@ export interface SuiteOptions {
   readonly server: string | null;
   /** Only jobs whose name contains it. */
   readonly only: string | null;
+  /** By name, of those that the suite has; null: its own choice. */
+  readonly sections: readonly string[] | null;
+  readonly devices: readonly string[] | null;
   readonly cleanup: Cleanup;
   readonly signal: AbortSignal;
   readonly onProgress: (message: string) => void;

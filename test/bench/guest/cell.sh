@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs fio on a block device and takes what the CPUs did during a window in the middle of it.
-#   cell.sh DEVICE_NAME PID|0 WARM_S WINDOW_S OUTPUT fio ARGUMENTS...
+#   cell.sh DEVICE_NAME PID|0[,SERVER_PID...] WARM_S WINDOW_S OUTPUT fio ARGUMENTS...
 # Prints `@A KEY VALUES` and `@B KEY VALUES` at the window's two ends, then fio's output behind a line `@json`.
 # Only builtins inside the window: nothing else shall run on the machine that is measured.
 set -u
-device=$1 pid=$2 warm=$3 window=$4 output=$5
+device=$1 warm=$3 window=$4 output=$5
+IFS=, read -ra pids <<<"$2"
 shift 5
 
 pause() { read -rt "$1" <>"$fifo" || true; }
@@ -20,7 +21,10 @@ snapshot() {
   first_line "@$1 cpu" /proc/stat
   first_line "@$1 disk" "/sys/block/$device/stat"
   first_line "@$1 fio" "/proc/$fio/stat"
-  if [ "$pid" != 0 ]; then first_line "@$1 process" "/proc/$pid/stat"; fi
+  local i
+  for i in "${!pids[@]}"; do
+    if [ "${pids[i]}" != 0 ]; then first_line "@$1 process$i" "/proc/${pids[i]}/stat"; fi
+  done
   echo "@$1 end"
 }
 count_ios() {
