@@ -3,13 +3,16 @@
  * are interfaces, so that the same code runs on the kernel and in a simulator.
  *
  * Invariants:
- * - A write completes when every in-sync replica acknowledged it, or left the membership.
+ * - A write completes when every member (in sync, or being rebuilt and joined) acknowledged it, or left the membership.
+ * - A replica being rebuilt joins when its link is up: it gets every write that begins from then on, and no read.
  * - The mirror never decides that a replica is out: it reports the loss, and goes on when the membership says so.
- * - Overlapping writes are never in flight together, so replicas cannot differ in their order.
+ * - Overlapping writes are never in flight together, so replicas cannot differ in their order. A read waits for the
+ *   writes it overlaps: replicas may hold the old or the new content until then, and reads must not go back in time.
  * - A tag is completed exactly once, and only while no link can still touch its buffer: a link reports `linkDown`
  *   after its last operation ended.
  */
 import { Operation, type RequestTable } from './request.ts';
+import { WriteFence } from './write-fence.ts';
 import type { WriteRanges } from './write-ranges.ts';
 
 export const REPLICAS_COUNT_MAX = 8;
@@ -31,7 +34,11 @@ export interface MirrorHost {
   complete(tag: number, result: number): void;
   /** A replica stopped answering while others are in sync: ask for a membership without it. */
   reportLost(replica: number, reason: string): void;
+  /** Every write has ended that was in flight when the fence began: at `Mirror.fence`, or when a replica joined. */
+  fencePassed?(fence: Fence): void;
 }
+
+export type Fence = 'checkpoint' | 'join';
 
 const Phase = { FREE: 0, ACTIVE: 1, WAITING: 2 } as const;
 
@@ -43,7 +50,7 @@ export class Mirror {
   readonly #ranges: WriteRanges | null;
   /** Per tag: Phase. */
   readonly #phase: Uint8Array;
-  /** Per tag: replicas whose acknowledgement is missing, a bit each. */
+  /** Per tag of a write: replicas whose acknowledgement is missing, a bit each. */
   readonly #awaited: Uint32Array;
   /** Per tag of a read: the replica asked, or NO_REPLICA while none is up. */
   readonly #reader: Uint8Array;
@@ -53,10 +60,23 @@ export class Mirror {
   readonly #error: Int32Array;
   /** Writes held back by an overlapping one, oldest first. */
   readonly #waiting: Uint16Array;
+  readonly #checkpointFence: WriteFence;
+  readonly #joinFence: WriteFence;
   #waitingCount = 0;
   #activeCount = 0;
   #inSync: number;
+  /** Being rebuilt: those that get every new write, and those whose link is not up yet. */
+  #joined = 0;
+  #joining = 0;
   #up = 0;
+  /** Requests that write, started and not completed. */
+  #writeCount = 0;
+  /** What was acknowledged may be gone: the next flush says so. */
+  #hasLoss = false;
+  /** A write has failed: it may be on some replicas. */
+  #isTainted = false;
+  /** Left the membership, their links still closing. */
+  #leaving = 0;
   /** Reported as lost, the new membership not yet here. */
   #lost = 0;
   #failing = false;
@@ -89,6 +109,8 @@ export class Mirror {
     this.#readFailed = new Uint32Array(depth);
     this.#error = new Int32Array(depth);
     this.#waiting = new Uint16Array(depth);
+    this.#checkpointFence = new WriteFence(depth);
+    this.#joinFence = new WriteFence(depth);
   }
 
   /** Requests that were started and not completed. */
@@ -101,15 +123,30 @@ export class Mirror {
     return this.#inSync & this.#up & ~this.#lost;
   }
 
+  /** Members that get every write, a bit each. */
+  get writtenMask(): number {
+    return this.#inSync | this.#joined;
+  }
+
+  /** Replicas being rebuilt that have not joined yet, a bit each. */
+  get joiningMask(): number {
+    return this.#joining;
+  }
+
   /** Takes on the request in row `tag`. */
   start(tag: number): void {
     this.#activeCount++;
+    const isRead = this.#requests.operation[tag] === Operation.READ;
+    if (!isRead) this.#writeCount++;
     if (this.#failing) {
       this.#finish(tag, -EIO);
-    } else if (this.#requests.operation[tag] === Operation.READ) {
-      this.#phase[tag] = Phase.ACTIVE;
-      this.#readFailed[tag] = 0;
-      this.#read(tag);
+    } else if (isRead) {
+      if (this.#writeCount > 0 && this.#overlapsEarlier(tag, this.#waitingCount)) {
+        this.#phase[tag] = Phase.WAITING;
+        this.#waiting[this.#waitingCount++] = tag;
+      } else {
+        this.#startRead(tag);
+      }
     } else if (this.#overlapsEarlier(tag, this.#waitingCount) || !this.#claimed(tag)) {
       this.overlapCount++;
       this.#phase[tag] = Phase.WAITING;
@@ -134,14 +171,16 @@ export class Mirror {
   linkUp(replica: number): void {
     const bit = 1 << replica;
     this.#up |= bit;
-    if ((this.#lost & bit) === 0) this.#resume(replica);
+    if ((this.#joining & bit) !== 0) this.#join(bit);
+    else if ((this.#lost & bit) === 0) this.#resume(replica);
   }
 
   /** A link ended, and none of its operations is in flight any more. */
   linkDown(replica: number, reason: string): void {
     const bit = 1 << replica;
     this.#up &= ~bit;
-    this.#loseOrWait(replica, reason);
+    if ((this.#leaving & bit) === 0) this.#loseOrWait(replica, reason);
+    this.#leaving &= ~bit;
     for (let tag = 0; tag < this.#phase.length; tag++) {
       if (this.#phase[tag] === Phase.ACTIVE && this.#reader[tag] === replica) {
         this.failoverCount++;
@@ -149,27 +188,49 @@ export class Mirror {
       }
     }
     // Replicas that left the membership are forgotten only now that their link cannot touch a buffer any more.
-    if ((this.#inSync & bit) === 0) this.#forget(replica);
+    if ((this.writtenMask & bit) === 0) this.#forget(replica);
     if (this.#failingUnserved && this.servingMask === 0) this.#failUntouched();
   }
 
-  /** The control plane's word on who is in sync, a bit each. */
-  membership(inSync: number): void {
-    const left = this.#inSync & ~inSync;
-    // Everything reported is answered by this: those still in sync are waited for.
-    const kept = this.#lost & inSync;
+  /**
+   * The control plane's word on who is in sync and who is being rebuilt, a bit each. One that was in sync and is being
+   * rebuilt now leaves, and joins when its link has been down and is up again.
+   */
+  membership(inSync: number, rebuilding = 0): void {
+    const before = this.writtenMask;
+    const joined = rebuilding & this.#joined;
+    const left = before & ~(inSync | joined);
+    // Everything reported is answered by this: those that are still members are waited for, or reported again.
+    const kept = this.#lost & before & ~left;
     this.#inSync = inSync;
+    this.#joined = joined;
+    this.#joining = rebuilding & ~joined;
     this.#lost = 0;
     for (let replica = 0; replica < this.#links.length; replica++) {
       const bit = 1 << replica;
       if ((left & bit) !== 0) {
         this.#links[replica]!.close();
         if ((this.#up & bit) === 0) this.#forget(replica);
-      } else if ((kept & bit) !== 0 && (this.#up & bit) !== 0) {
-        this.#resume(replica);
+        else this.#leaving |= bit;
+      } else if ((kept & bit) !== 0) {
+        if ((this.#up & bit) !== 0) this.#resume(replica);
+        else this.#loseOrWait(replica, 'it does not answer');
       }
     }
     this.#retryParkedReads();
+  }
+
+  /**
+   * Begins the checkpoint's fence; `fencePassed` follows, at once if nothing is in flight. Never again once a write has
+   * failed: replicas may differ there, and only the intents know where.
+   */
+  fence(): void {
+    if (!this.#isTainted) this.#beginFence(this.#checkpointFence, 'checkpoint');
+  }
+
+  /** Acknowledged writes may be gone that were not flushed: the next flush fails, once. */
+  noteLoss(): void {
+    this.#hasLoss = true;
   }
 
   /** From now on every request fails, those in flight as soon as their links are down: the operator's way out. */
@@ -207,6 +268,27 @@ export class Mirror {
     else if ((this.#inSync & ~this.#readFailed[tag]!) === 0) this.#finish(tag, -EIO);
   }
 
+  #startRead(tag: number): void {
+    this.#phase[tag] = Phase.ACTIVE;
+    this.#readFailed[tag] = 0;
+    this.#read(tag);
+  }
+
+  #join(bit: number): void {
+    this.#joining &= ~bit;
+    this.#joined |= bit;
+    this.#beginFence(this.#joinFence, 'join');
+  }
+
+  #beginFence(fence: WriteFence, name: Fence): void {
+    fence.begin();
+    for (let tag = 0; tag < this.#phase.length; tag++) {
+      if (this.#phase[tag] === Phase.ACTIVE && this.#requests.operation[tag] !== Operation.READ)
+        fence.add(tag);
+    }
+    if (fence.isPassed) this.#host.fencePassed?.(name);
+  }
+
   #readAnswered(replica: number, tag: number, error: number): void {
     if (error === 0) {
       this.#finish(tag, this.#requests.lengthBytes[tag]!);
@@ -221,12 +303,12 @@ export class Mirror {
     this.#phase[tag] = Phase.ACTIVE;
     this.#error[tag] = 0;
     this.#reader[tag] = NO_REPLICA;
-    this.#awaited[tag] = this.#inSync;
+    this.#awaited[tag] = this.writtenMask;
     if (this.#inSync === 0) {
       this.#finish(tag, -EIO);
       return;
     }
-    const reachable = this.servingMask;
+    const reachable = this.writtenMask & this.#up & ~this.#lost;
     for (let replica = 0; replica < this.#links.length; replica++) {
       if ((reachable & (1 << replica)) !== 0) this.#links[replica]!.submit(tag);
     }
@@ -244,12 +326,15 @@ export class Mirror {
     if (this.#awaited[tag] === 0) this.#finishWrite(tag);
   }
 
-  /** Reports an in-sync replica as lost if another one is left; returns whether writes now wait for the verdict. */
+  /**
+   * Reports a member as lost, unless it is the last one in sync; returns whether writes now wait for the verdict. One that
+   * was to join counts: its rebuild cannot begin.
+   */
   #loseOrWait(replica: number, reason: string): boolean {
     const bit = 1 << replica;
-    if ((this.#inSync & bit) === 0) return false;
+    if (((this.writtenMask | this.#joining) & bit) === 0) return false;
     if ((this.#lost & bit) !== 0) return true;
-    if ((this.#inSync & ~this.#lost & ~bit) === 0) return false;
+    if ((this.#inSync & bit) !== 0 && (this.#inSync & ~this.#lost & ~bit) === 0) return false;
     this.#lost |= bit;
     this.#host.reportLost(replica, reason);
     return true;
@@ -305,7 +390,9 @@ export class Mirror {
   #finishWrite(tag: number): void {
     const failed = this.#error[tag]!;
     const isWrite = this.#requests.operation[tag] === Operation.WRITE;
-    const error = this.#failing ? -EIO : failed;
+    const hasLoss = this.#hasLoss && this.#requests.operation[tag] === Operation.FLUSH;
+    if (hasLoss) this.#hasLoss = false;
+    const error = this.#failing || hasLoss ? -EIO : failed;
     this.#finish(tag, error !== 0 ? error : isWrite ? this.#requests.lengthBytes[tag]! : 0);
   }
 
@@ -315,8 +402,19 @@ export class Mirror {
     this.#awaited[tag] = 0;
     this.#activeCount--;
     this.#ranges?.release(tag);
+    const isRead = this.#requests.operation[tag] === Operation.READ;
+    if (!isRead) {
+      this.#writeCount--;
+      if (result < 0) this.#isTainted = true;
+      this.#passFences(tag);
+    }
     this.#host.complete(tag, result);
     if (this.#waitingCount > 0) this.#releaseWaiting();
+  }
+
+  #passFences(tag: number): void {
+    if (this.#checkpointFence.ended(tag) && !this.#isTainted) this.#host.fencePassed?.('checkpoint');
+    if (this.#joinFence.ended(tag)) this.#host.fencePassed?.('join');
   }
 
   /** Whether no other queue has a write in flight where this one goes. A flush goes nowhere. */
@@ -362,6 +460,7 @@ export class Mirror {
         const tag = this.#waiting[i]!;
         if (this.#overlapsEarlier(tag, kept)) this.#waiting[kept++] = tag;
         else if (this.#failing) this.#finish(tag, -EIO);
+        else if (this.#requests.operation[tag] === Operation.READ) this.#startRead(tag);
         else if (this.#claimed(tag)) this.#write(tag);
         else this.#waiting[kept++] = tag;
       }
