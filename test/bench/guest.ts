@@ -61,6 +61,7 @@ export class Guest {
   readonly #qemuPid: number;
   #nbdDevices = 0;
   #mirrors = 0;
+  #nvmeUsed = 0;
   #cells = 0;
 
   private constructor(machine: Machine, timing: Timing) {
@@ -93,10 +94,13 @@ export class Guest {
     spec: DeviceSpec,
     options: { sizeBytes: number; nbd: readonly Target[]; nvme: readonly Target[] },
   ): Promise<Competitor> {
-    const all = spec.kind === 'nvme-tcp' ? options.nvme : options.nbd;
-    const targets = all.slice(0, spec.mirrors);
+    const isNvme = spec.kind === 'nvme-tcp';
+    // Two connections to one NVMe subsystem would be two paths to one disk.
+    const free = isNvme ? options.nvme.slice(this.#nvmeUsed) : options.nbd;
+    const targets = free.slice(0, spec.mirrors);
     if (targets.length < spec.mirrors)
-      throw new BlockwireError('BW_INVALID_ARGUMENT', `${spec.name}: there are ${all.length} servers`);
+      throw new BlockwireError('BW_INVALID_ARGUMENT', `${spec.name}: there are ${free.length} servers left`);
+    if (isNvme) this.#nvmeUsed += spec.mirrors;
     if (isOurs(spec.kind)) {
       const queues = spec.queues > 1 ? ['--queues', String(spec.queues)] : [];
       const flags = [...OURS[spec.kind], ...queues];

@@ -7,6 +7,8 @@
  *   peer       servers inside a second guest, emulated like the first: the only place for the kernel's NVMe target outside
  */
 import { BlockwireError } from '@blockwire/shared/errors.ts';
+import { Vm } from '../vm/vm.ts';
+import { virtualCpuUs } from './cpu.ts';
 import { type DeviceSpec, parseDevice } from './devices.ts';
 import { Guest, type Timing } from './guest.ts';
 import type { ReportLayout } from './report.ts';
@@ -27,7 +29,7 @@ import {
 import { startInside, startNvmeInside, type Target } from './targets.ts';
 
 /** Servers inside a guest take its memory. */
-const INSIDE_BYTES = 128 * 2 ** 20;
+const INSIDE_BYTES = 96 * 2 ** 20;
 
 const ONE_MIRROR = [
   ...[BASELINE, 'nbd-client-c2', 'nbd-client-c4', 'nvme-tcp'],
@@ -35,6 +37,9 @@ const ONE_MIRROR = [
 ];
 const TWO_MIRRORS = ['nbd-client-x2', 'nvme-tcp-x2', 'copy-x2', 'splice-x2', 'fused-send-x2', 'fused-zc-x2'];
 const QUICK = [BASELINE, 'nvme-tcp', 'fused-send', 'fused-zc', 'nbd-client-x2', 'fused-zc-x2'];
+
+/** Of the second guest, see peerNetwork. */
+const PEER_ADDRESS = '10.77.1.2';
 
 interface Ground {
   readonly title: (kind: ServerKind) => string;
@@ -74,7 +79,28 @@ const GROUNDS: Readonly<Record<string, Ground>> = {
       };
     },
   },
+  peer: {
+    title: (kind) =>
+      `Peer: ${kind} and nvmet inside a second guest, ${INSIDE_BYTES / 2 ** 20} MiB in memory. The server is as slow as ` +
+      'the device: compare the CPU, not the IOPS',
+    async serve({ machine }, { cleanup, onProgress }, { kind, count, nvmeCount }) {
+      const { hostNetns } = machine;
+      if (hostNetns === null)
+        throw new BlockwireError('BW_UNSUPPORTED_HOST', 'peer needs a guest, on a tap network');
+      const peer = await Vm.bootGuest({ peerOf: hostNetns, onProgress });
+      cleanup.add(() => peer.close());
+      const qemuPid = peer.pids.at(-1) ?? 0;
+      const common = { host: PEER_ADDRESS, sizeBytes: INSIDE_BYTES };
+      const elsewhere = (target: Target, index: number): Target =>
+        // One guest serves all: its CPU time is counted once.
+        index > 0 ? target : { ...target, cpuUs: () => virtualCpuUs(qemuPid) };
+      const nbd = await startInside(peer, { ...common, kind, count, own: false });
+      const nvme = nvmeCount === 0 ? [] : await startNvmeInside(peer, { ...common, count: nvmeCount });
+      return { sizeBytes: INSIDE_BYTES, nbd: nbd.map(elsewhere), nvme: nvme.map(elsewhere) };
+    },
+  },
 };
+const DEFAULT_GROUNDS = ['tap', 'loopback'];
 
 export async function suiteAgent(options: SuiteOptions): Promise<SuiteResult> {
   const { quick } = options;
@@ -85,7 +111,7 @@ export async function suiteAgent(options: SuiteOptions): Promise<SuiteResult> {
   const specs = [...new Set([BASELINE, ...names])].map(parseDevice);
   const facts: string[] = [];
   const sections = [];
-  for (const name of options.sections ?? Object.keys(GROUNDS)) {
+  for (const name of options.sections ?? DEFAULT_GROUNDS) {
     const ground = GROUNDS[name];
     if (ground === undefined) {
       const known = Object.keys(GROUNDS).join(', ');
@@ -114,15 +140,11 @@ async function measureOn(
   const { quick, cleanup, onProgress } = options;
   const guest = await Guest.boot({ network: 'tap', timing, cleanup, onProgress });
   onProgress('Starting the servers');
-  const countFor = (isNvme: boolean): number =>
-    Math.max(
-      0,
-      ...specs.filter((spec) => (spec.kind === 'nvme-tcp') === isNvme).map(({ mirrors }) => mirrors),
-    );
   const { sizeBytes, nbd, nvme } = await ground.serve(guest, options, {
     kind,
-    count: countFor(false),
-    nvmeCount: countFor(true),
+    // NBD devices share the exports; NVMe ones have each their own.
+    count: Math.max(...specs.filter(({ kind: k }) => k !== 'nvme-tcp').map(({ mirrors }) => mirrors)),
+    nvmeCount: specs.filter(({ kind: k }) => k === 'nvme-tcp').reduce((sum, { mirrors }) => sum + mirrors, 0),
   });
   const competitors: Competitor[] = [];
   for (const spec of specs) {

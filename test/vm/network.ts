@@ -60,6 +60,33 @@ export async function tapNetwork(name: string): Promise<Network> {
   };
 }
 
+/**
+ * A second tap device in the namespace of another VM's network, and a route between the two guests. The namespace
+ * goes with that VM; only one such network at a time.
+ */
+export async function peerNetwork(name: string): Promise<Network> {
+  const ip = (...args: string[]) => runProgram('ip', args);
+  await ip('-n', name, 'tuntap', 'add', 'tap1', 'mode', 'tap', 'vnet_hdr');
+  const remove = async () => {
+    await ip('-n', name, 'link', 'del', 'tap1').catch(() => {});
+  };
+  try {
+    await ip('-n', name, 'addr', 'add', '10.77.1.1/24', 'dev', 'tap1');
+    await ip('-n', name, 'link', 'set', 'tap1', 'up');
+    await ip('netns', 'exec', name, 'sh', '-c', 'echo 1 > /proc/sys/net/ipv4/ip_forward');
+  } catch (error) {
+    await remove();
+    throw error;
+  }
+  return {
+    qemuArgs: ['-netdev', 'tap,id=net0,ifname=tap1,script=no,downscript=no,vhost=off', '-device', DEVICE],
+    address: '10.77.1.2/24',
+    hostAddress: '10.77.1.1',
+    netns: name,
+    remove,
+  };
+}
+
 /** Names that start with `prefix` and the id of a process that is gone: left by one that was killed. */
 export async function sweepNetworks(isStale: (name: string) => boolean): Promise<void> {
   const names = await fs.readdir('/run/netns').catch(() => []);

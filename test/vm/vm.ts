@@ -12,7 +12,7 @@ import { HostMachine, isHostWanted } from './host.ts';
 import { buildInitramfs } from './initramfs.ts';
 import { cacheDirectory, ensureKernel, type Kernel } from './kernel.ts';
 import { checkWith, type Machine, runWith } from './machine.ts';
-import { type Forwards, type Network, slirpNetwork, tapNetwork } from './network.ts';
+import { type Forwards, type Network, peerNetwork, slirpNetwork, tapNetwork } from './network.ts';
 import { Parts, sweep } from './parts.ts';
 import { type Accelerator, AcceleratorMemory, qemuArgs } from './qemu.ts';
 
@@ -23,6 +23,8 @@ export interface VmOptions {
   readonly cpus?: number | undefined;
   /** Default slirp. */
   readonly network?: 'slirp' | 'tap' | undefined;
+  /** Instead of `network`: on the network of this other VM, which has a tap; its `hostNetns`. */
+  readonly peerOf?: string | undefined;
   /** Ports of the host's loopback that lead to ports inside; slirp only. */
   readonly forwards?: Forwards | undefined;
   /** How long one boot may take before it is given up; default 90 s. */
@@ -91,8 +93,7 @@ export class Vm implements Machine {
     const parts = new Parts();
     try {
       await parts.create();
-      const network =
-        options.network === 'tap' ? await tapNetwork(parts.name) : slirpNetwork(options.forwards);
+      const network = await makeNetwork(parts.name, options);
       parts.network = network;
       await fs.writeFile(
         parts.file('initramfs'),
@@ -164,4 +165,9 @@ export class Vm implements Machine {
     this.#agent.fail(new BlockwireError('BW_SHUTTING_DOWN', 'The VM was closed.'));
     await this.#parts.close();
   }
+}
+
+async function makeNetwork(name: string, { network, peerOf, forwards }: VmOptions): Promise<Network> {
+  if (peerOf !== undefined) return peerNetwork(peerOf);
+  return network === 'tap' ? tapNetwork(name) : slirpNetwork(forwards);
 }
