@@ -7,7 +7,7 @@ import type { Logger } from '@blockwire/shared/log.ts';
 import { dirtyRegions, recoverReplica } from './store/recovery.ts';
 import { type ReplicaFiles, readRegions } from './store/replica-files.ts';
 import type { Replica, ReplicaStore } from './store/replica-store.ts';
-import { EBADMSG } from './worker/engine.ts';
+import { EBADMSG } from './worker/disk-errors.ts';
 import type { VolumeOptions } from './worker/volume.ts';
 
 /** What volumes need of the data plane (data/data-plane.ts). */

@@ -207,7 +207,8 @@ export class SimulatedIo implements NodeIo {
     this.sockets.delete(fd);
   }
 
-  read(fd: number, offset: number, at: number, length: number, slot: number): void {
+  read(fd: number, block: number, at: number, length: number, slot: number): void {
+    const offset = block * BLOCK_BYTES;
     this.#disk('read', fd, slot, () => {
       const file = this.#file(fd, offset, at, length);
       const count = Math.min(length, this.transferMax, Math.max(0, file.length - offset));
@@ -216,7 +217,8 @@ export class SimulatedIo implements NodeIo {
     });
   }
 
-  write(fd: number, offset: number, at: number, length: number, durable: boolean, slot: number): void {
+  write(fd: number, block: number, at: number, length: number, durable: boolean, slot: number): void {
+    const offset = block * BLOCK_BYTES;
     const sequence = Number.MAX_SAFE_INTEGER;
     const change = { fd, offset, sequence, content: () => this.memory.bytes.subarray(at, at + length) };
     this.#underWay.add(change);
@@ -349,7 +351,9 @@ export class SimulatedIo implements NodeIo {
     }
   }
 
-  fallocate(fd: number, mode: number, offset: number, length: number, slot: number): void {
+  fallocate(fd: number, mode: number, block: number, blockCount: number, slot: number): void {
+    const offset = block * BLOCK_BYTES;
+    const length = blockCount * BLOCK_BYTES;
     this.#disk('fallocate', fd, slot, () => {
       if ((mode & FALLOC_FL_ZERO_RANGE) !== 0 && !this.canZeroRange) return -EOPNOTSUPP;
       if ((mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) !== 0) {

@@ -7,7 +7,8 @@ import type { FromWorker } from '../data/messages.ts';
 import { createStats } from '../data/stats.ts';
 import { checksumFileSizeOf } from '../store/checksum-file.ts';
 import { regionFileSizeOf } from '../store/region-table.ts';
-import { connectionPoolBytes, NodeServer } from '../worker/server.ts';
+import { connectionPoolBytes } from '../worker/connection-table.ts';
+import { NodeServer } from '../worker/server.ts';
 import { SimulatedIo, type SimulatedSocket, seededRandom } from './simulated-io.ts';
 
 export const MIB = 2 ** 20;

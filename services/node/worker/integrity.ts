@@ -24,6 +24,8 @@ export interface IntegrityFiles {
   readonly regions: Uint32Array;
 }
 
+const REGION_BLOCKS = REGION_SIZE_BYTES / UNIT_BYTES;
+
 /** What becomes of a page of regions: nothing, waits for its write, is written, is written and has changed since. */
 export const PAGE_IDLE = 0;
 export const PAGE_QUEUED = 1;
@@ -105,9 +107,9 @@ export class Integrity {
 
   /** Whether every region of a range is armed. Notes that the range is written now. */
   begin(start: number, end: number): boolean {
-    const last = Math.floor((end - 1) / REGION_SIZE_BYTES);
+    const last = Math.floor((end - 1) / REGION_BLOCKS);
     let armed = true;
-    for (let region = Math.floor(start / REGION_SIZE_BYTES); region <= last; region++) {
+    for (let region = Math.floor(start / REGION_BLOCKS); region <= last; region++) {
       if (this.#stamps[region] !== STAMP_FOR_EVER) this.#stamps[region] = this.stamp;
       if (this.#armed[region] === 0) armed = false;
     }
@@ -116,8 +118,8 @@ export class Integrity {
 
   /** Whether every region of a range is armed. */
   isArmed(start: number, end: number): boolean {
-    const last = Math.floor((end - 1) / REGION_SIZE_BYTES);
-    for (let region = Math.floor(start / REGION_SIZE_BYTES); region <= last; region++) {
+    const last = Math.floor((end - 1) / REGION_BLOCKS);
+    for (let region = Math.floor(start / REGION_BLOCKS); region <= last; region++) {
       if (this.#armed[region] === 0) return false;
     }
     return true;
@@ -125,9 +127,9 @@ export class Integrity {
 
   /** Marks the regions of a range that are not armed; tells each page that has changed. */
   mark(start: number, end: number, pageChanged: (page: number) => void): void {
-    const last = Math.floor((end - 1) / REGION_SIZE_BYTES);
+    const last = Math.floor((end - 1) / REGION_BLOCKS);
     let told = -1;
-    for (let region = Math.floor(start / REGION_SIZE_BYTES); region <= last; region++) {
+    for (let region = Math.floor(start / REGION_BLOCKS); region <= last; region++) {
       if (this.#armed[region] !== 0) continue;
       const page = Math.floor(region / REGIONS_PER_PAGE);
       const flags = this.table.flagsOf(region);
@@ -144,28 +146,28 @@ export class Integrity {
 
   /** A write, or an attempt at one, is over. */
   written(start: number, end: number): void {
-    const last = Math.floor((end - 1) / REGION_SIZE_BYTES);
-    for (let region = Math.floor(start / REGION_SIZE_BYTES); region <= last; region++) {
+    const last = Math.floor((end - 1) / REGION_BLOCKS);
+    for (let region = Math.floor(start / REGION_BLOCKS); region <= last; region++) {
       if (this.#stamps[region] !== STAMP_FOR_EVER) this.#stamps[region] = this.stamp;
     }
   }
 
   /** An operation that writes failed in this range: its blocks hold anything, until the next start recomputes them. */
   noteUnknown(start: number, end: number): void {
-    const last = Math.floor((end - 1) / REGION_SIZE_BYTES);
-    for (let region = Math.floor(start / REGION_SIZE_BYTES); region <= last; region++) {
+    const last = Math.floor((end - 1) / REGION_BLOCKS);
+    for (let region = Math.floor(start / REGION_BLOCKS); region <= last; region++) {
       this.#unknown.add(region);
       this.#stamps[region] = STAMP_FOR_EVER;
     }
   }
 
   isUnknown(block: number): boolean {
-    return this.#unknown.size > 0 && this.#unknown.has(Math.floor((block * UNIT_BYTES) / REGION_SIZE_BYTES));
+    return this.#unknown.size > 0 && this.#unknown.has(Math.floor(block / REGION_BLOCKS));
   }
 
   /** What reads as zeroes now: whole blocks. */
   zeroed(start: number, end: number): void {
-    this.checksums.fill(0, start / UNIT_BYTES, end / UNIT_BYTES);
+    this.checksums.fill(0, start, end);
   }
 
   /** Regions with an intent get the new epoch. Returns the pages that have to become durable. */
@@ -212,7 +214,7 @@ export class Integrity {
     for (let region = page * REGIONS_PER_PAGE; region < end; region++) {
       const flags = this.table.flagsOf(region);
       if ((flags & flag) === 0 || this.#stamps[region]! >= stamp) continue;
-      if (isBusy(region * REGION_SIZE_BYTES, (region + 1) * REGION_SIZE_BYTES)) continue;
+      if (isBusy(region * REGION_BLOCKS, (region + 1) * REGION_BLOCKS)) continue;
       this.table.set(region, this.table.epochOf(region), flags & ~flag);
       this.#armed[region] = 0;
       if (flag === REGION_DIRTY) this.dirtyCounts[page]!--;

@@ -57,12 +57,13 @@ export interface NodeIo {
   shutdown(fd: number): void;
   close(fd: number): void;
 
-  // Files; all complete as OP_DISK. Offsets, lengths and positions of reads and writes are multiples of 4096.
-  read(fd: number, offset: number, at: number, lengthBytes: number, slot: number): void;
+  // Files; all complete as OP_DISK. They are addressed in blocks of 4096 bytes (block-math.ts says why); lengths and positions
+  // of reads and writes are multiples of 4096.
+  read(fd: number, block: number, at: number, lengthBytes: number, slot: number): void;
   /** @param durable whether the data must be on stable storage at completion */
-  write(fd: number, offset: number, at: number, lengthBytes: number, durable: boolean, slot: number): void;
+  write(fd: number, block: number, at: number, lengthBytes: number, durable: boolean, slot: number): void;
   dataSync(fd: number, slot: number): void;
-  fallocate(fd: number, mode: number, offset: number, lengthBytes: number, slot: number): void;
+  fallocate(fd: number, mode: number, block: number, blockCount: number, slot: number): void;
 
   // These answer at once.
   /** Where data begins at or behind `offset`, or where a hole does; a negative errno (ENXIO: no data from there on). */

@@ -2,8 +2,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { seededRandom } from '../testing/simulated-io.ts';
+import { blockFrom, blockOf, spanOf, withinBlock } from './block-math.ts';
 import { BLOCK_BYTES_MAX, BufferPool, NO_BLOCK, ORDER_MAX, orderFor, UNIT_BYTES } from './buffer-pool.ts';
-import { blockEnd, nbdErrorOf, spanOf, withinBlock } from './engine.ts';
+import { nbdErrorOf } from './disk-errors.ts';
 import { SlotQueue, Slots } from './slots.ts';
 import { WriteOrder } from './write-order.ts';
 
@@ -53,8 +54,10 @@ test('blocks never overlap, are aligned, and all memory comes back', () => {
 test('block arithmetic holds beyond 2^32', () => {
   for (const base of [0, 2 ** 32, 2 ** 45]) {
     assert.equal(withinBlock(base + 5), 5);
-    assert.equal(blockEnd(base), base);
-    assert.equal(blockEnd(base + 1), base + 4096);
+    assert.equal(blockOf(base), base / 4096);
+    assert.equal(blockOf(base + 4095), base / 4096);
+    assert.equal(blockFrom(base), base / 4096);
+    assert.equal(blockFrom(base + 1), base / 4096 + 1);
     assert.equal(spanOf(base + 4095, 2), 8192);
     assert.equal(spanOf(base, 4096), 4096);
   }

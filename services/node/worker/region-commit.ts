@@ -3,7 +3,7 @@
  * goes with the next one, so that any number of first writes into a page's regions share one write of it.
  */
 import { PAGE_SIZE_BYTES, PAGE_WORDS, regionPageOffset } from '../store/region-table.ts';
-import type { BufferPool } from './buffer-pool.ts';
+import { type BufferPool, UNIT_BYTES } from './buffer-pool.ts';
 import { PAGE_CHANGED, PAGE_IDLE, PAGE_QUEUED, PAGE_WRITING } from './integrity.ts';
 import type { NodeIo } from './node-io.ts';
 import type { Volume } from './volume.ts';
@@ -87,6 +87,7 @@ export class RegionCommitter {
     integrity.pageState[commit.page] = PAGE_WRITING;
     this.#writing[buffer] = commit;
     const key = COMMIT_BASE + buffer;
-    this.#io.write(integrity.regionsFd, regionPageOffset(commit.page), at, PAGE_SIZE_BYTES, true, key);
+    const block = regionPageOffset(commit.page) / UNIT_BYTES;
+    this.#io.write(integrity.regionsFd, block, at, PAGE_SIZE_BYTES, true, key);
   }
 }

@@ -5,6 +5,7 @@ import type { CompletionHandler, Ring } from '@blockwire/native/ring.ts';
 import { tuneDataSocket } from '@blockwire/native/sockets.ts';
 import { IoringOp, MSG_NOSIGNAL, MSG_WAITALL, RWF_DSYNC } from '@blockwire/native/uapi/io-uring.ts';
 import { CHECKSUM_BLOCK_BYTES } from '../store/checksum-file.ts';
+import { UNIT_BYTES } from './buffer-pool.ts';
 import {
   type CompletionSink,
   type MappedWords,
@@ -22,6 +23,10 @@ const UNACKED_MS_MAX = 300_000;
 const SEND_FLAGS = MSG_WAITALL | MSG_NOSIGNAL;
 /** Word of an SQE that holds `buf_index` in its low half. */
 const SQE_BUF_INDEX = 10;
+/** First words of its 64-bit `off` and `addr`. */
+const SQE_OFFSET = 2;
+const SQE_ADDRESS = 4;
+const TWO_POW_32 = 0x1_0000_0000;
 const BUFFER_INDEX = 0;
 
 export class RingIo implements NodeIo, CompletionHandler {
@@ -115,21 +120,22 @@ export class RingIo implements NodeIo, CompletionHandler {
     native.close(fd);
   }
 
-  read(fd: number, offset: number, at: number, lengthBytes: number, slot: number): void {
+  read(fd: number, block: number, at: number, lengthBytes: number, slot: number): void {
     const ring = this.#ring;
-    const sqe = ring.prepare(this.#readOp, 0, 0, fd, offset, 0, lengthBytes, 0, this.#handler, OP_DISK, slot);
+    const sqe = ring.prepare(this.#readOp, 0, 0, fd, 0, 0, lengthBytes, 0, this.#handler, OP_DISK, slot);
+    setFileOffset(ring.sqes, sqe, block);
     ring.pointTo(sqe, this.memory, at);
     ring.sqes[sqe + SQE_BUF_INDEX] = BUFFER_INDEX;
   }
 
-  write(fd: number, offset: number, at: number, lengthBytes: number, durable: boolean, slot: number): void {
+  write(fd: number, block: number, at: number, lengthBytes: number, durable: boolean, slot: number): void {
     const ring = this.#ring;
     const sqe = ring.prepare(
       this.#writeOp,
       0,
       0,
       fd,
-      offset,
+      0,
       0,
       lengthBytes,
       durable ? RWF_DSYNC : 0,
@@ -137,6 +143,7 @@ export class RingIo implements NodeIo, CompletionHandler {
       OP_DISK,
       slot,
     );
+    setFileOffset(ring.sqes, sqe, block);
     ring.pointTo(sqe, this.memory, at);
     ring.sqes[sqe + SQE_BUF_INDEX] = BUFFER_INDEX;
   }
@@ -145,8 +152,14 @@ export class RingIo implements NodeIo, CompletionHandler {
     this.#ring.dataSync(fd, 0, this.#handler, OP_DISK, slot);
   }
 
-  fallocate(fd: number, mode: number, offset: number, lengthBytes: number, slot: number): void {
-    this.#ring.fallocate(fd, mode, offset, lengthBytes, 0, this.#handler, OP_DISK, slot);
+  fallocate(fd: number, mode: number, block: number, blockCount: number, slot: number): void {
+    const ring = this.#ring;
+    // io_uring takes the length in `addr` and the mode in `len` (io_uring/sync.c, io_fallocate_prep).
+    const sqe = ring.prepare(IoringOp.FALLOCATE, 0, 0, fd, 0, 0, mode, 0, this.#handler, OP_DISK, slot);
+    setFileOffset(ring.sqes, sqe, block);
+    const lengthBytes = blockCount * UNIT_BYTES;
+    ring.sqes[sqe + SQE_ADDRESS] = lengthBytes >>> 0;
+    ring.sqes[sqe + SQE_ADDRESS + 1] = (lengthBytes / TWO_POW_32) >>> 0;
   }
 
   seekData(fd: number, offset: number): number {
@@ -174,4 +187,11 @@ export class RingIo implements NodeIo, CompletionHandler {
   checksumBlocks(addresses: Float64Array, count: number, out: Uint32Array): void {
     native.crc32cBlocks(addresses, count, CHECKSUM_BLOCK_BYTES, out);
   }
+}
+
+/** Of the SQE that begins at word `sqe`. Not a parameter of `prepare`: from 2^31 on it would be boxed (block-math.ts). */
+function setFileOffset(sqes: Uint32Array, sqe: number, block: number): void {
+  const offset = block * UNIT_BYTES;
+  sqes[sqe + SQE_OFFSET] = offset >>> 0;
+  sqes[sqe + SQE_OFFSET + 1] = (offset / TWO_POW_32) >>> 0;
 }

@@ -17,8 +17,9 @@ export class Slots {
   readonly step: Uint8Array;
   /** NBD error number; 0 while all is well. */
   readonly error: Uint16Array;
-  readonly cookieHigh: Uint32Array;
-  readonly cookieLow: Uint32Array;
+  /** The two halves of the client's cookie: as signed words, which are never boxed. */
+  readonly cookieHigh: Int32Array;
+  readonly cookieLow: Int32Array;
   /** What the client asked, in bytes. */
   readonly offset: Float64Array;
   readonly length: Float64Array;
@@ -27,18 +28,18 @@ export class Slots {
   readonly bufferOrder: Uint8Array;
   /** Position of a second block, for read-modify-write, or NO_BLOCK. */
   readonly scratch: Int32Array;
-  /** The disk operation in flight: file offset, bytes, position in memory. */
-  readonly ioOffset: Float64Array;
+  /** The disk operation in flight: first block in the file, bytes, position in memory. */
+  readonly ioBlock: Float64Array;
   readonly ioLength: Int32Array;
   readonly ioAt: Int32Array;
-  /** The whole blocks that the operation moves, whatever part of them is left: file offset, bytes, position in memory. */
-  readonly spanOffset: Float64Array;
+  /** The whole blocks that the operation moves, whatever part of them is left: first block, bytes, position in memory. */
+  readonly spanBlock: Float64Array;
   readonly spanLength: Int32Array;
   readonly spanAt: Int32Array;
-  /** The aligned range it may write, for write-order.ts; `orderIndex` is its place among the active, or -1. */
+  /** The blocks it may write, for write-order.ts; `orderIndex` is its place among the active, or -1. */
   readonly rangeStart: Float64Array;
   readonly rangeEnd: Float64Array;
-  /** Where its whole blocks end, if it deallocates. */
+  /** The block behind its whole ones, if it deallocates. */
   readonly wholeEnd: Float64Array;
   readonly orderIndex: Int32Array;
   /** A write too long for one block has a slot for each part: their parent, and there the count of parts at work. */
@@ -56,17 +57,17 @@ export class Slots {
     this.flags = new Uint16Array(count);
     this.step = new Uint8Array(count);
     this.error = new Uint16Array(count);
-    this.cookieHigh = new Uint32Array(count);
-    this.cookieLow = new Uint32Array(count);
+    this.cookieHigh = new Int32Array(count);
+    this.cookieLow = new Int32Array(count);
     this.offset = new Float64Array(count);
     this.length = new Float64Array(count);
     this.buffer = new Int32Array(count).fill(-1);
     this.bufferOrder = new Uint8Array(count);
     this.scratch = new Int32Array(count).fill(-1);
-    this.ioOffset = new Float64Array(count);
+    this.ioBlock = new Float64Array(count);
     this.ioLength = new Int32Array(count);
     this.ioAt = new Int32Array(count);
-    this.spanOffset = new Float64Array(count);
+    this.spanBlock = new Float64Array(count);
     this.spanLength = new Int32Array(count);
     this.spanAt = new Int32Array(count);
     this.rangeStart = new Float64Array(count);

@@ -15,9 +15,11 @@ import {
   REPLY_SIMPLE,
 } from '@blockwire/proto/nbd/reply.ts';
 import { Stat } from '../data/stats.ts';
+import { blockFrom, blockOf, PART_BYTES_MAX, withinBlock } from './block-math.ts';
 import { CLOSING, type Connection } from './connection.ts';
-import { type Engine, PART_BYTES_MAX, withinBlock } from './engine.ts';
+import type { Engine } from './engine.ts';
 import type { NodeIo } from './node-io.ts';
+import type { RequestMemory } from './request-memory.ts';
 import { NO_SLOT, type Slots } from './slots.ts';
 
 /** Order of a connection's transmit block in the pool: 16 KiB. */
@@ -39,6 +41,7 @@ export interface TransmitterHost {
 
 export class Transmitter {
   readonly #slots: Slots;
+  readonly #memory: RequestMemory;
   readonly #engine: Engine;
   readonly #io: NodeIo;
   readonly #host: TransmitterHost;
@@ -56,12 +59,14 @@ export class Transmitter {
 
   constructor(parts: {
     slots: Slots;
+    memory: RequestMemory;
     engine: Engine;
     io: NodeIo;
     host: TransmitterHost;
     stats: Float64Array;
   }) {
     this.#slots = parts.slots;
+    this.#memory = parts.memory;
     this.#engine = parts.engine;
     this.#io = parts.io;
     this.#host = parts.host;
@@ -104,7 +109,7 @@ export class Transmitter {
     for (;;) {
       const slot = connection.sent.shift(this.#slots);
       if (slot === NO_SLOT) break;
-      this.#engine.give(slot);
+      this.#memory.give(slot, connection);
     }
     if (connection.phase === CLOSING) return;
     if (!complete) this.#host.fail(connection, 'the client does not take its replies');
@@ -171,7 +176,9 @@ export class Transmitter {
 
   #readPart(connection: Connection): void {
     connection.serialReady = false;
-    this.#engine.readPart(connection.serialSlot, connection.bulkOffset, this.#partLength(connection));
+    const offset = connection.bulkOffset;
+    const end = blockFrom(offset + this.#partLength(connection));
+    this.#engine.readPart(connection.serialSlot, blockOf(offset), end);
   }
 
   #sendPart(connection: Connection): void {
@@ -223,7 +230,7 @@ export class Transmitter {
     connection.serialStarted = false;
     connection.serialHeaderSent = false;
     connection.serialReady = false;
-    this.#engine.give(slot);
+    this.#memory.give(slot, connection);
   }
 
   // The message

@@ -1,6 +1,5 @@
 /** The volumes that a worker owns. Opening one probes what its file system can do, beyond the end of the data. */
-import { UNIT_BYTES } from './buffer-pool.ts';
-import { blockEnd } from './engine.ts';
+import { blockFrom } from './block-math.ts';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, type NodeIo } from './node-io.ts';
 import type { Slots } from './slots.ts';
 import { Volume, type VolumeOptions } from './volume.ts';
@@ -53,7 +52,7 @@ export class VolumeTable {
     }
     const key = PROBE_BASE + this.#probeCount++;
     this.#probes.set(key, { volume, opened, zeroed: false });
-    this.#io.fallocate(volume.fd, ZERO_RANGE, blockEnd(volume.sizeBytes), UNIT_BYTES, key);
+    this.#io.fallocate(volume.fd, ZERO_RANGE, blockFrom(volume.sizeBytes), 1, key);
   }
 
   probed(key: number, result: number): void {
@@ -62,7 +61,7 @@ export class VolumeTable {
     if (!probe.zeroed) {
       probe.zeroed = true;
       volume.canZeroRange = result >= 0;
-      this.#io.fallocate(volume.fd, PUNCH_HOLE, blockEnd(volume.sizeBytes), UNIT_BYTES, key);
+      this.#io.fallocate(volume.fd, PUNCH_HOLE, blockFrom(volume.sizeBytes), 1, key);
       return;
     }
     volume.canPunchHole = result >= 0;

@@ -4,8 +4,9 @@ import { allocateRegion } from '@blockwire/native/memory.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
 import type { FromWorker, ToWorker, WorkerSettings } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
+import { connectionPoolBytes } from './connection-table.ts';
 import { RingIo } from './ring-io.ts';
-import { connectionPoolBytes, NodeServer } from './server.ts';
+import { NodeServer } from './server.ts';
 
 const HEAP_SAMPLE_MS = 1000;
 
