@@ -20,6 +20,7 @@ const { values } = parseArgs({
     size: { type: 'string' },
     datapath: { type: 'string', default: 'auto' },
     depth: { type: 'string', default: '128' },
+    queues: { type: 'string', default: '1' },
     'io-size': { type: 'string', default: '1048576' },
     replica: { type: 'string', multiple: true },
   },
@@ -32,20 +33,32 @@ let membership: Membership = {
   lossEpoch: 0,
   replicas: (values.replica ?? []).map((text, index) => {
     const [nbdAddress = '', exportName = ''] = text.split('/');
-    return { nodeId: `static-${index}`, nbdAddress, exportName, state: 'REPLICA_STATE_IN_SYNC' };
+    return {
+      nodeId: `static-${index}`,
+      nbdAddress,
+      exportName,
+      state: 'REPLICA_STATE_IN_SYNC',
+      joinedEpoch: 1,
+    };
   }),
 };
 
 const probe = await probeHost();
 const device = await BlockDevice.create({
   log: createLogger('attach'),
+  agentId: 'static',
   attachmentId: 'att-static',
   volumeName: 'static',
   membership,
   sizeBytes: Number(values.size),
   datapath: chooseDatapath(probe, values.datapath),
   ladder: chooseLadder(probe),
+  queueCount: Number(values.queues),
   queueDepth: Number(values.depth),
+  blockSizeBytes: 512,
+  readOnly: false,
+  ioTimeoutMs: 0,
+  onFatal: () => process.exit(1),
   ioSizeBytesMax: Number(values['io-size']),
   replicaTimeoutMs: 30_000,
   reportLost: ({ nodeId }) => {

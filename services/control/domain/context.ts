@@ -16,6 +16,8 @@ export interface Membership {
     readonly nbdAddress: string;
     readonly exportName: string;
     readonly state: ReplicaState;
+    /** The epoch at which it last became a member: another one than before means that it left meanwhile. */
+    readonly joinedEpoch: number;
   }[];
 }
 

@@ -18,9 +18,17 @@ export function exportName(volume: VolumeRecord): string {
 /** What agents are told: the volume's record with the nodes' present addresses. */
 export async function membershipOf(context: Context, volume: VolumeRecord): Promise<Membership> {
   const replicas = await Promise.all(
-    volume.replicas.map(async ({ nodeId, state }) => {
+    volume.replicas.map(async (replica) => {
+      const { nodeId, state } = replica;
       const node = await nodes.get(context.store, nodeId);
-      return { nodeId, nbdAddress: node?.value.nbdAddress ?? '', exportName: exportName(volume), state };
+      const nbdAddress = node?.value.nbdAddress ?? '';
+      return {
+        nodeId,
+        nbdAddress,
+        exportName: exportName(volume),
+        state,
+        joinedEpoch: joinedEpochOf(replica),
+      };
     }),
   );
   const { id: volumeId, generation, epoch, lossEpoch = 0 } = volume;

@@ -83,12 +83,14 @@ test('an attach installs the next generation at every replica before the agent h
         nbdAddress: '10.0.0.1:10810',
         exportName: volume.id,
         state: 'REPLICA_STATE_IN_SYNC',
+        joinedEpoch: 1,
       },
       {
         nodeId: 'node-2',
         nbdAddress: '10.0.0.1:10811',
         exportName: volume.id,
         state: 'REPLICA_STATE_IN_SYNC',
+        joinedEpoch: 1,
       },
     ],
   });
