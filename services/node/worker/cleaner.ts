@@ -70,14 +70,12 @@ export class Cleaner {
   }
 
   /**
-   * Clears the intents of everything that was written before this call, once it is flushed; calls back with 0 or an
-   * errno. The caller knows that all in-sync replicas have those writes.
+   * Clears the intents of everything that was written before the stamp (by default: before this call), once it is
+   * flushed; calls back with 0 or an errno. The caller knows that all in-sync replicas have those writes.
    */
-  checkpoint(volume: Volume, done: (errno: number) => void): void {
-    const { integrity } = volume;
-    integrity.stamp++;
-    const pages = Array.from({ length: integrity.table.pageCount }, (_, page) => page);
-    this.#begin(volume, REGION_INTENT, integrity.stamp, pages, done);
+  checkpoint(volume: Volume, done: (errno: number) => void, stamp = ++volume.integrity.stamp): void {
+    const pages = Array.from({ length: volume.integrity.table.pageCount }, (_, page) => page);
+    this.#begin(volume, REGION_INTENT, stamp, pages, done);
   }
 
   complete(key: number, result: number): void {
