@@ -1,6 +1,6 @@
 /** The places of the play: the cluster on this host, the machine that has ublk with the agent in it, and the tree. */
 import { execFile } from 'node:child_process';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
@@ -11,10 +11,10 @@ import type { Machine } from '../vm/machine.ts';
 import { Vm } from '../vm/vm.ts';
 import type { Console } from './console.ts';
 import type { Resources } from './resources.ts';
-import { describeTree, measure, type Tree, type TreeRoot } from './tree.ts';
+import { chooseFolders, describeTree, type Extent, measure, type Tree, type TreeRoot } from './tree.ts';
 
 const ROOT = resolve(import.meta.dirname, '../..');
-const TREE_BYTES_MIN = 200e6;
+const TREE_MIN: Extent = { sizeBytes: 200e6, fileCount: 1000 };
 const VM_MEMORY_MIB = 2048;
 
 export interface Stage {
@@ -69,20 +69,29 @@ function wantsHost(): boolean {
   return asked === 'host' || (asked !== 'vm' && existsSync('/dev/ublk-control'));
 }
 
-/** node_modules, and the kernel's modules where those are not enough. */
+/** The largest packages of node_modules, and the kernel's modules where those are not enough. */
 async function treeRoots(machine: Machine): Promise<TreeRoot[]> {
   const packages = join(ROOT, 'node_modules');
-  const roots: TreeRoot[] = [{ outside: packages, inside: packages }];
-  if (measure(packages) >= TREE_BYTES_MIN) return roots;
-  const inside = `/lib/modules/${machine.kernelRelease}`;
-  const outside = machine.kind === 'host' ? inside : (await ensureKernel(cacheDirectory())).modulesPath;
-  if (existsSync(outside)) roots.push({ outside, inside });
-  const sizeBytes = roots.reduce((sum, root) => sum + measure(root.outside), 0);
-  if (sizeBytes >= TREE_BYTES_MIN) return roots;
-  throw new BlockwireError(
-    'BW_UNSUPPORTED_HOST',
-    `there are only ${sizeBytes} bytes of files to copy in ${roots.map((root) => root.outside).join(', ')}`,
-  );
+  const modulesInside = `/lib/modules/${machine.kernelRelease}`;
+  const modulesOutside =
+    machine.kind === 'host' ? modulesInside : (await ensureKernel(cacheDirectory())).modulesPath;
+  const extents = new Map<string, Extent>();
+  for (const entry of readdirSync(packages, { withFileTypes: true })) {
+    const folder = join(packages, entry.name);
+    if (entry.isDirectory()) extents.set(folder, measure(folder));
+  }
+  let choice = chooseFolders(extents, TREE_MIN);
+  if (!choice.enough && existsSync(modulesOutside)) {
+    extents.set(modulesOutside, measure(modulesOutside));
+    choice = chooseFolders(extents, TREE_MIN);
+  }
+  if (!choice.enough) {
+    throw new BlockwireError('BW_UNSUPPORTED_HOST', `${packages} has too few files to copy`);
+  }
+  return choice.folders.map((outside) => ({
+    outside,
+    inside: outside === modulesOutside ? modulesInside : outside,
+  }));
 }
 
 async function blockwire(rest: string, parameters: readonly string[]): Promise<unknown> {

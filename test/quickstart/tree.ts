@@ -28,13 +28,41 @@ export interface Tree {
 const TAR_BLOCK_BYTES = 512;
 const READ_BYTES = 1 << 20;
 
-/** Bytes of the files below a folder. */
-export function measure(root: string): number {
+export interface Extent {
+  readonly sizeBytes: number;
+  readonly fileCount: number;
+}
+
+/** Files below a folder, and their bytes; a file with several names counts once. */
+export function measure(root: string): Extent {
+  const inodes = new Set<number>();
   let sizeBytes = 0;
   for (const entry of readdirSync(root, { recursive: true, withFileTypes: true })) {
-    if (entry.isFile()) sizeBytes += statSync(join(entry.parentPath, entry.name)).size;
+    if (!entry.isFile()) continue;
+    const { ino, size } = statSync(join(entry.parentPath, entry.name));
+    if (inodes.has(ino)) continue;
+    inodes.add(ino);
+    sizeBytes += size;
   }
-  return sizeBytes;
+  return { sizeBytes, fileCount: inodes.size };
+}
+
+/** The folders to take, largest first, until both minima are reached; all of them where they never are. */
+export function chooseFolders(
+  extents: ReadonlyMap<string, Extent>,
+  minimum: Extent,
+): { folders: string[]; enough: boolean } {
+  const folders: string[] = [];
+  let sizeBytes = 0;
+  let fileCount = 0;
+  const enough = () => sizeBytes >= minimum.sizeBytes && fileCount >= minimum.fileCount;
+  for (const [folder, extent] of [...extents].sort(([, a], [, b]) => b.sizeBytes - a.sizeBytes)) {
+    if (enough()) break;
+    folders.push(folder);
+    sizeBytes += extent.sizeBytes;
+    fileCount += extent.fileCount;
+  }
+  return { folders, enough: enough() };
 }
 
 /** Reads and digests everything below the roots. Throws RangeError for what a disk image cannot be compared by. */
@@ -43,6 +71,7 @@ export function describeTree(roots: readonly TreeRoot[]): Tree {
   const sums: string[] = [];
   const counts = { fileCount: 0, folderCount: 0, linkCount: 0, sizeBytes: 0, archiveBytes: 0 };
   const buffer = Buffer.alloc(READ_BYTES);
+  const archived = new Set<number>();
 
   const visit = (outside: string, name: string): void => {
     if (/[\n\\]/.test(name)) throw new RangeError(`'${name}' has a character that sha256sum escapes`);
@@ -59,7 +88,10 @@ export function describeTree(roots: readonly TreeRoot[]): Tree {
     } else if (stat.isFile()) {
       counts.fileCount++;
       counts.sizeBytes += stat.size;
-      counts.archiveBytes += Math.ceil(stat.size / TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES;
+      // tar stores further names of a file as links.
+      if (!archived.has(stat.ino))
+        counts.archiveBytes += Math.ceil(stat.size / TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES;
+      archived.add(stat.ino);
       lines.push(`f ${mode} ${stat.size} ${name}`);
       sums.push(`${digest(outside, buffer)}  ${name}`);
     } else {
