@@ -9,7 +9,7 @@ const BEST_LADDER: DatapathLadder = {
   zeroCopyBytesMin: 32 * 1024,
   receive: 'recv',
   buffers: 'auto',
-  smallBytesMax: 0,
+  smallBytesMax: 16 * 1024,
 };
 
 /** UBLK_F_* that a device with this datapath must be added with. */

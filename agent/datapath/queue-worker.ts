@@ -1,17 +1,18 @@
 /** The thread of one ublk queue: kernel → UblkQueue → Mirror → replica links → Mirror → UblkQueue → kernel. */
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { allocateRegion } from '@blockwire/native/memory.ts';
+import { allocateRegion, PAGE_SIZE_BYTES } from '@blockwire/native/memory.ts';
 import { native } from '@blockwire/native/native.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
-import { CHAIN_REQUESTS_MAX, type PayloadMemory } from './connection.ts';
 import { CounterIndex, openCounters, openLatency } from './counters.ts';
 import { DEVICE_LATENCY, LatencyRecorder, replicaLatency } from './latency.ts';
 import type { FromWorker, QueueWorkerData, ToWorker } from './messages.ts';
 import { Mirror, type MirrorHost } from './mirror.ts';
+import { Payload } from './payload.ts';
 import { NbdReplicaLink } from './replica-link.ts';
 import { RequestTable } from './request.ts';
-import { type QueueHost, UblkQueue } from './ublk-queue.ts';
+import { CHAIN_REQUESTS_MAX, ChainTransmitter } from './transmit.ts';
+import { type QueueBuffers, type QueueHost, UblkQueue } from './ublk-queue.ts';
 import { WriteRanges } from './write-ranges.ts';
 
 // Room for a whole chain to each of several replicas before a submission is forced.
@@ -28,13 +29,21 @@ const latencyOf = (source: number): LatencyRecorder =>
   new LatencyRecorder({ numbers, source, clock: ring.clock, requests });
 const say = (message: FromWorker): void => loop.post(message);
 
-const registered = setup.datapath === 'fused';
-const payload: PayloadMemory = {
-  region: registered ? null : allocateRegion(depth * setup.ioSizeBytesMax),
-  strideBytes: setup.ioSizeBytesMax,
-};
-// ublk puts each request's pages into the slot of its tag.
-if (registered) ring.registerSparseBuffers(depth);
+const { datapath, ladder } = setup;
+const userCopies = datapath === 'splice' || (datapath === 'fused' && ladder.smallBytesMax > 0);
+const ownBytesMax = datapath === 'fused' ? ladder.smallBytesMax : setup.ioSizeBytesMax;
+const strideBytes = Math.ceil(ownBytesMax / PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES;
+const payload = new Payload({
+  depth,
+  own: ownBytesMax > 0 ? allocateRegion(depth * strideBytes) : null,
+  strideBytes,
+  ownBytesMax,
+  userCopy: userCopies ? { fd: setup.charFd, queueId: setup.queueId } : null,
+});
+const buffers: QueueBuffers =
+  datapath === 'copy' ? 'mapped' : datapath === 'splice' ? 'none' : ladder.buffers;
+// Each request's pages go into the slot of its tag.
+if (datapath === 'fused') ring.registerSparseBuffers(depth);
 
 let ending = false;
 let releasing = false;
@@ -66,6 +75,10 @@ const links = setup.replicas.map(
       ring,
       requests,
       payload,
+      ladder,
+      counters,
+      makeTransmit: (options) =>
+        datapath === 'splice' ? new SpliceTransmitter(options) : new ChainTransmitter(options),
       replica,
       endpoint: { address: target.address, port: target.port },
       exportName: target.exportName,
@@ -93,6 +106,7 @@ const queue = new UblkQueue({
   queueId,
   requests,
   payload,
+  buffers,
   host,
   counters,
   latency: latencyOf(DEVICE_LATENCY),
@@ -125,6 +139,7 @@ loop.run({
     mirror.retryWaiting();
   },
   onBatchEnd() {
+    queue.settle();
     for (const link of links) link.flush();
     counters[CounterIndex.enters] = ring.enterCount;
     counters[CounterIndex.sqes] = ring.submittedCount;

@@ -8,15 +8,26 @@ import { allocateRegion } from '@blockwire/native/memory.ts';
 import { native } from '@blockwire/native/native.ts';
 import { Ring } from '@blockwire/native/ring.ts';
 import { listenTcp } from '@blockwire/native/sockets.ts';
-import { createCounters, openLatency } from './counters.ts';
+import { createCounters, openCounters, openLatency } from './counters.ts';
 import { LatencyRecorder, readLatency, replicaLatency } from './latency.ts';
+import type { DatapathLadder } from './messages.ts';
 import { Mirror, type MirrorHost } from './mirror.ts';
+import { Payload } from './payload.ts';
 import { NbdReplicaLink } from './replica-link.ts';
 import { Operation, RequestTable } from './request.ts';
+import { ChainTransmitter } from './transmit.ts';
 
 const DEPTH = 32;
 const STRIDE = 64 * 1024;
 const SIZE = 16 * 1024 * 1024;
+/** Reads of 512 and 4096 bytes come in batches, those of 4608 and 65536 directly. */
+const LADDER: DatapathLadder = {
+  send: 'plain',
+  zeroCopyBytesMin: 0,
+  receive: 'recv',
+  buffers: 'auto',
+  smallBytesMax: 4096,
+};
 
 /** A ring, a mirror and its links, pumped by the test. */
 class Bench implements MirrorHost {
@@ -24,6 +35,13 @@ class Bench implements MirrorHost {
   readonly latency = openLatency(createCounters());
   readonly requests = new RequestTable(DEPTH);
   readonly memory = allocateRegion(DEPTH * STRIDE);
+  readonly payload = new Payload({
+    depth: DEPTH,
+    own: this.memory,
+    strideBytes: STRIDE,
+    ownBytesMax: STRIDE,
+    userCopy: null,
+  });
   readonly results = new Map<number, number>();
   readonly changes: { up: boolean; reason: string }[] = [];
   readonly lost: string[] = [];
@@ -36,7 +54,10 @@ class Bench implements MirrorHost {
         new NbdReplicaLink({
           ring: this.ring,
           requests: this.requests,
-          payload: { region: this.memory, strideBytes: STRIDE },
+          payload: this.payload,
+          ladder: LADDER,
+          counters: openCounters(createCounters()),
+          makeTransmit: (options) => new ChainTransmitter(options),
           replica,
           endpoint: { address: '127.0.0.1', port },
           exportName: '',
@@ -88,6 +109,7 @@ class Bench implements MirrorHost {
       }
       this.ring.enter(1, 5);
       this.ring.dispatch();
+      this.payload.run();
       await sleep(0);
     }
   }

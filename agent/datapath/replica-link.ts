@@ -1,28 +1,23 @@
 /**
- * The way to one replica: a few connections for reads and one for everything else, up together, down together, made
- * again after a pause for as long as the replica is wanted.
+ * The way to one replica: one connection for small reads, a few for large ones, one for everything else, up together, down
+ * together, made again after a pause for as long as the replica is wanted.
  */
 import {
   NBD_FLAG_READ_ONLY,
   NBD_FLAG_SEND_FLUSH,
   NBD_FLAG_SEND_FUA,
 } from '@blockwire/proto/nbd/constants.ts';
-import {
-  type Connection,
-  type ConnectionOptions,
-  type ConnectionOwner,
-  ReadConnection,
-  WriteConnection,
-} from './connection.ts';
+import type { Connection, ConnectionOptions, ConnectionOwner } from './connection.ts';
 import type { LatencyRecorder } from './latency.ts';
 import type { Mirror, ReplicaLink } from './mirror.ts';
+import { BatchConnection, DirectConnection, REPLIES_BYTES, SMALL_READS_BYTES } from './receive.ts';
 import { Operation } from './request.ts';
 
 /**
- * A read connection takes one reply a trip through the ring: the payload can only be received once the header told whose
- * it is. Several of them bring several replies a trip.
+ * A connection for large reads takes one reply a trip through the ring: the payload can only be received once the header
+ * told whose it is. Several of them bring several replies a trip.
  */
-const READ_CONNECTIONS = 4;
+const DIRECT_CONNECTIONS = 4;
 const RECONNECT_MS_MIN = 100;
 const RECONNECT_MS_MAX = 2000;
 
@@ -37,8 +32,11 @@ export interface LinkOptions extends Omit<ConnectionOptions, 'owner'> {
 
 export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   readonly #options: LinkOptions;
-  readonly #reads: readonly ReadConnection[];
-  readonly #write: WriteConnection;
+  /** Large reads. */
+  readonly #direct: readonly Connection[];
+  readonly #smallReads: Connection | null;
+  readonly #write: Connection;
+  readonly #all: readonly Connection[];
   #mirror: Mirror | null = null;
   #up = false;
   #closed = false;
@@ -48,11 +46,12 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
 
   constructor(options: LinkOptions) {
     this.#options = options;
-    this.#reads = Array.from(
-      { length: READ_CONNECTIONS },
-      () => new ReadConnection({ ...options, owner: this }),
-    );
-    this.#write = new WriteConnection({ ...options, owner: this });
+    const connection = { ...options, owner: this };
+    this.#direct = Array.from({ length: DIRECT_CONNECTIONS }, () => new DirectConnection(connection));
+    this.#smallReads =
+      options.ladder.smallBytesMax > 0 ? new BatchConnection(connection, SMALL_READS_BYTES) : null;
+    this.#write = new BatchConnection(connection, REPLIES_BYTES);
+    this.#all = [this.#write, ...(this.#smallReads === null ? [] : [this.#smallReads]), ...this.#direct];
   }
 
   /** Connects, and reports to `mirror` from now on. */
@@ -62,20 +61,23 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   }
 
   get inFlightCount(): number {
-    let count = this.#write.inFlightCount;
-    for (const read of this.#reads) count += read.inFlightCount;
+    let count = 0;
+    for (let i = 0; i < this.#all.length; i++) count += this.#all[i]!.inFlightCount;
     return count;
   }
 
   /** Whether nothing of this link is in the kernel. */
   get idle(): boolean {
-    return this.#write.state === 'down' && this.#reads.every((read) => read.state === 'down');
+    return this.#all.every(({ state }) => state === 'down');
   }
 
   submit(tag: number): void {
     this.#options.latency.begin(tag);
-    if (this.#options.requests.operation[tag] === Operation.READ) this.#leastLoaded().submit(tag);
-    else this.#write.submit(tag);
+    const { requests, ladder } = this.#options;
+    if (requests.operation[tag] !== Operation.READ) this.#write.submit(tag);
+    else if (this.#smallReads !== null && requests.lengthBytes[tag]! <= ladder.smallBytesMax)
+      this.#smallReads.submit(tag);
+    else this.#leastLoaded().submit(tag);
   }
 
   close(): void {
@@ -84,13 +86,11 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   }
 
   flush(): void {
-    for (const read of this.#reads) read.flush();
-    this.#write.flush();
+    for (let i = 0; i < this.#all.length; i++) this.#all[i]!.flush();
   }
 
   tick(nowMs: number): void {
-    for (const read of this.#reads) read.tick(nowMs);
-    this.#write.tick(nowMs);
+    for (const connection of this.#all) connection.tick(nowMs);
     if (this.#closed || !this.idle || this.#retryAtMs === 0) return;
     if (this.#retryAtMs < 0) this.#retryAtMs = nowMs + this.#retryDelayMs;
     if (nowMs >= this.#retryAtMs) this.#connect(nowMs);
@@ -102,7 +102,7 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
       connection.fail(wrong);
       return;
     }
-    if (this.#write.state !== 'up' || this.#reads.some((read) => read.state !== 'up')) return;
+    if (this.#all.some(({ state }) => state !== 'up')) return;
     this.#up = true;
     this.#retryDelayMs = RECONNECT_MS_MIN;
     this.#options.onChange(this.#options.replica, true, '');
@@ -137,19 +137,19 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
   #connect(nowMs: number): void {
     this.#retryAtMs = 0;
     this.#reason = '';
-    for (const read of this.#reads) read.connect(nowMs);
-    this.#write.connect(nowMs);
+    for (const connection of this.#all) connection.connect(nowMs);
   }
 
   #failAll(reason: string): void {
-    for (const read of this.#reads) read.fail(reason);
-    this.#write.fail(reason);
+    for (const connection of this.#all) connection.fail(reason);
   }
 
   /** Each tag has at most one read in flight, so where it went need not be kept. */
-  #leastLoaded(): ReadConnection {
-    let best = this.#reads[0]!;
-    for (const read of this.#reads) if (read.inFlightCount < best.inFlightCount) best = read;
+  #leastLoaded(): Connection {
+    let best = this.#direct[0]!;
+    for (let i = 1; i < this.#direct.length; i++) {
+      if (this.#direct[i]!.inFlightCount < best.inFlightCount) best = this.#direct[i]!;
+    }
     return best;
   }
 

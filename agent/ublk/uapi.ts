@@ -28,6 +28,8 @@ export const UblkCtrl = {
 export const UblkIoCommand = {
   FETCH_REQ: ioc(IOC_READ | IOC_WRITE, 0x20, IO_CMD_BYTES),
   COMMIT_AND_FETCH_REQ: ioc(IOC_READ | IOC_WRITE, 0x21, IO_CMD_BYTES),
+  REGISTER_IO_BUF: ioc(IOC_READ | IOC_WRITE, 0x23, IO_CMD_BYTES),
+  UNREGISTER_IO_BUF: ioc(IOC_READ | IOC_WRITE, 0x24, IO_CMD_BYTES),
 } as const;
 
 /** Feature bits (UBLK_F_*). */

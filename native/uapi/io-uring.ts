@@ -60,6 +60,8 @@ export const IoringFeature = {
 export const IoringCqe = {
   BUFFER: 1 << 0,
   MORE: 1 << 1,
+  /** More was in the socket than one receive took. */
+  SOCK_NONEMPTY: 1 << 2,
   NOTIF: 1 << 3,
 } as const;
 
@@ -93,6 +95,9 @@ export const IoringRecvsend = {
   SEND_ZC_REPORT_USAGE: 1 << 3,
   BUNDLE: 1 << 4,
 } as const;
+
+/** sqe->poll32_events (poll.h) */
+export const POLLOUT = 0x4;
 
 /** CQE result of a SEND_ZC notification with REPORT_USAGE: set when the kernel copied after all. */
 export const IORING_NOTIF_USAGE_ZC_COPIED = 0x8000_0000;
