@@ -11,6 +11,7 @@ import { Mirror, type MirrorHost } from './mirror.ts';
 import { Payload } from './payload.ts';
 import { NbdReplicaLink } from './replica-link.ts';
 import { RequestTable } from './request.ts';
+import { SpliceTransmitter } from './splice-transmit.ts';
 import { CHAIN_REQUESTS_MAX, ChainTransmitter } from './transmit.ts';
 import { type QueueBuffers, type QueueHost, UblkQueue } from './ublk-queue.ts';
 import { WriteRanges } from './write-ranges.ts';
