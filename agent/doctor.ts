@@ -61,5 +61,5 @@ const checks: Check[] = [
 
 const auto = probe.modes.find(({ available }) => available)?.mode ?? null;
 process.stdout.write(
-  `${JSON.stringify({ host: { kernel: release(), node: process.versions.node }, checks, datapath: { auto, modes: probe.modes } })}\n`,
+  `${JSON.stringify({ host: { kernel: release(), node: process.versions.node }, checks, datapath: { auto, modes: probe.modes, rungs: probe.rungs } })}\n`,
 );

@@ -1,6 +1,8 @@
 /** What the main thread and a queue's worker say to each other: rare, structured, validated by their types alone. */
 
-export type Datapath = 'fused' | 'splice' | 'copy';
+/** Best first. */
+export const DATAPATHS = ['fused', 'splice', 'copy'] as const;
+export type Datapath = (typeof DATAPATHS)[number];
 
 /**
  * How a datapath moves payload, rung by rung: chosen by the probe (`chooseLadder`), or forced for tests and measurements.
