@@ -1,7 +1,7 @@
 /** What the main thread and a queue's worker say to each other: rare, structured, validated by their types alone. */
 
 /** Best first. */
-export const DATAPATHS = ['fused', 'splice', 'copy'] as const;
+export const DATAPATHS = ['fused', 'copy', 'splice'] as const;
 export type Datapath = (typeof DATAPATHS)[number];
 
 /**

@@ -25,7 +25,7 @@ function hostWithoutUblk(): HostProbe {
   return { ...host(), ublk: false, modes };
 }
 
-test('auto takes the best mode that works, and never splice', () => {
+test('auto takes the best mode that works', () => {
   assert.equal(chooseDatapath(host(), 'auto'), 'fused');
   assert.equal(chooseDatapath(host('manualBuffers'), 'auto'), 'copy');
 });

@@ -127,10 +127,7 @@ export function chooseDatapath(probe: HostProbe, asked: string): Datapath {
     const known = ['auto', ...DATAPATHS].join(', ');
     throw new BlockwireError('BW_INVALID_ARGUMENT', `datapath '${asked}' is none of ${known}`);
   }
-  // Splice is there to be compared with; it is never the best.
-  const candidates = probe.modes.filter(({ mode }) =>
-    asked === 'auto' ? mode !== 'splice' : mode === asked,
-  );
+  const candidates = probe.modes.filter(({ mode }) => asked === 'auto' || mode === asked);
   const chosen = candidates.find(({ available }) => available);
   if (chosen !== undefined) return chosen.mode;
   const missing = candidates
