@@ -3,13 +3,15 @@
  *
  *   node test/tools/attach.ts --size BYTES --datapath fused --replica host:port/export [--replica …]
  *
- * Prints the device's path when it is ready; removes it on SIGTERM. A lost replica is out for good. Each line on standard
+ * `--send zc|plain`, `--zero-copy-min BYTES`, `--receive recv|readFixed`, `--buffers auto|manual` and `--small BYTES` force rungs of
+ * the ladder. Prints the device's path when it is ready; removes it on SIGTERM. A lost replica is out for good. Each line on standard
  * input is answered with the counters as one line of JSON.
  */
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 import { COUNTERS } from '@blockwire/agent/datapath/counters.ts';
 import { chooseLadder } from '@blockwire/agent/datapath/ladder.ts';
+import type { DatapathLadder } from '@blockwire/agent/datapath/messages.ts';
 import { chooseDatapath, probeHost } from '@blockwire/agent/datapath/probe.ts';
 import { BlockDevice } from '@blockwire/agent/device.ts';
 import type { Membership } from '@blockwire/proto/control/types.ts';
@@ -21,10 +23,30 @@ const { values } = parseArgs({
     datapath: { type: 'string', default: 'auto' },
     depth: { type: 'string', default: '128' },
     queues: { type: 'string', default: '1' },
+    'block-size': { type: 'string', default: '512' },
+    'read-only': { type: 'boolean', default: false },
+    send: { type: 'string' },
+    'zero-copy-min': { type: 'string' },
+    receive: { type: 'string' },
+    buffers: { type: 'string' },
+    small: { type: 'string' },
     'io-size': { type: 'string', default: '1048576' },
     replica: { type: 'string', multiple: true },
   },
 });
+
+/** The rungs that were asked for. */
+function askedLadder(): Partial<DatapathLadder> {
+  const { send, receive, buffers, small } = values;
+  const zeroCopyMin = values['zero-copy-min'];
+  return {
+    ...(send === 'zc' || send === 'plain' ? { send } : {}),
+    ...(receive === 'recv' || receive === 'readFixed' ? { receive } : {}),
+    ...(buffers === 'auto' || buffers === 'manual' ? { buffers } : {}),
+    ...(small === undefined ? {} : { smallBytesMax: Number(small) }),
+    ...(zeroCopyMin === undefined ? {} : { zeroCopyBytesMin: Number(zeroCopyMin) }),
+  };
+}
 
 let membership: Membership = {
   volumeId: 'vol-static',
@@ -52,11 +74,11 @@ const device = await BlockDevice.create({
   membership,
   sizeBytes: Number(values.size),
   datapath: chooseDatapath(probe, values.datapath),
-  ladder: chooseLadder(probe),
+  ladder: chooseLadder(probe, askedLadder()),
   queueCount: Number(values.queues),
   queueDepth: Number(values.depth),
-  blockSizeBytes: 512,
-  readOnly: false,
+  blockSizeBytes: Number(values['block-size']),
+  readOnly: values['read-only'],
   ioTimeoutMs: 0,
   onFatal: () => process.exit(1),
   ioSizeBytesMax: Number(values['io-size']),
