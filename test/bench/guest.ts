@@ -20,8 +20,8 @@ const WINDOW_MARGIN_S = 1;
 const ATTACH_MS_MAX = 90_000;
 /** Block size in KiB, depth, seconds for a device of ours. */
 const WARM_UP = [
-  [4, 32, 10],
-  [512, 8, 3],
+  [4, 32, 6],
+  [512, 8, 2],
 ] as const;
 /** The kernel's own devices have nothing to compile. */
 const WARM_UP_KERNEL_S = 1;

@@ -159,7 +159,7 @@ async function measureOn(
   }
   const samples = await runRounds({
     ...options,
-    jobs: selectJobs(quick ? QUICK_JOBS : GUEST_JOBS, options.only),
+    jobs: selectJobs(quick && options.only === null ? QUICK_JOBS : GUEST_JOBS, options.only),
     competitors,
     rounds: options.rounds ?? (quick ? 3 : 5),
   });

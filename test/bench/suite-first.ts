@@ -76,7 +76,7 @@ export async function suiteFirst(options: SuiteOptions): Promise<SuiteResult> {
   }
   const samples = await runRounds({
     ...options,
-    jobs: selectJobs(quick ? QUICK_JOBS : GUEST_JOBS, options.only),
+    jobs: selectJobs(quick && options.only === null ? QUICK_JOBS : GUEST_JOBS, options.only),
     competitors,
     rounds: options.rounds ?? (quick ? 3 : 5),
   });
