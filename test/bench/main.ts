@@ -18,7 +18,7 @@ const USAGE = `usage: npm run bench -- [first|node|agent] [options]
   first   our device, fused and copy, against the kernel's nbd client, in the VM (default)
   node    our storage node against other NBD servers, on this host
   agent   every datapath, one and two mirrors, against the kernel's nbd client and its NVMe/TCP, in the VM
-  --quick         few jobs, short runs
+  --quick         few jobs (unless --only), short runs
   --rounds N      how often each cell is measured
   --server NAME   first, agent: node (ours) or nbdkit
   --only TEXT     only jobs whose name contains TEXT, such as '4k read'
