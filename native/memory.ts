@@ -31,10 +31,10 @@ export class Region {
   }
 }
 
-/** Private zeroed memory, rounded up to whole pages. */
-export function allocateRegion(sizeBytes: number): Region {
+/** Private zeroed memory, rounded up to whole pages, all of them present unless `populate` is false. */
+export function allocateRegion(sizeBytes: number, populate = true): Region {
   const rounded = Math.ceil(sizeBytes / PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES;
-  return new Region(native.map(-1, rounded, 0, true, true));
+  return new Region(native.map(-1, rounded, 0, true, populate));
 }
 
 /** A file's (or device's) pages, shared with the kernel, and all of them present unless `populate` is false. */

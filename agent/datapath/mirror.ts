@@ -228,9 +228,23 @@ export class Mirror {
     if (!this.#isTainted) this.#beginFence(this.#checkpointFence, 'checkpoint');
   }
 
-  /** Acknowledged writes may be gone that were not flushed: the next flush fails, once. */
+  /**
+   * The last replica in sync is back without what it had not flushed, even if it acknowledged it: what is not complete is
+   * sent again, and for what was, all flushes in flight fail, or else the next one.
+   */
   noteLoss(): void {
     this.#hasLoss = true;
+    for (let tag = 0; tag < this.#phase.length; tag++) {
+      const operation = this.#requests.operation[tag];
+      if (this.#phase[tag] !== Phase.ACTIVE || operation === Operation.READ) continue;
+      this.#awaited[tag] = this.writtenMask;
+      if (operation !== Operation.FLUSH) continue;
+      this.#error[tag] = -EIO;
+      this.#hasLoss = false;
+    }
+    for (let replica = 0; replica < this.#links.length; replica++) {
+      if ((this.writtenMask & this.#up & ~this.#lost & (1 << replica)) !== 0) this.#resume(replica);
+    }
   }
 
   /** From now on every request fails, those in flight as soon as their links are down: the operator's way out. */

@@ -18,6 +18,8 @@ import { WriteRanges } from './write-ranges.ts';
 
 // Room for a whole chain to each of several replicas before a submission is forced.
 const RING_ENTRIES = 8 * CHAIN_REQUESTS_MAX;
+/** Own memory of one queue; mode copy takes an I/O's largest size for each tag. */
+const OWN_BYTES_MAX = 1 << 30;
 
 const { loop, data } = openWorkerLoop({ entries: RING_ENTRIES, clock: true });
 const setup = data as QueueWorkerData;
@@ -34,9 +36,15 @@ const { datapath, ladder } = setup;
 const userCopies = datapath === 'splice' || (datapath === 'fused' && ladder.smallBytesMax > 0);
 const ownBytesMax = datapath === 'fused' ? ladder.smallBytesMax : setup.ioSizeBytesMax;
 const strideBytes = Math.ceil(ownBytesMax / PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES;
+if (depth * strideBytes > OWN_BYTES_MAX) {
+  throw new RangeError(
+    `${depth} requests of ${ownBytesMax} bytes need more than ${OWN_BYTES_MAX} bytes of memory a queue: lower the queue depth or the I/O size, or use the datapath fused`,
+  );
+}
 const payload = new Payload({
   depth,
-  own: ownBytesMax > 0 ? allocateRegion(depth * strideBytes) : null,
+  // Most requests are small: pages come when they are needed.
+  own: ownBytesMax > 0 ? allocateRegion(depth * strideBytes, false) : null,
   strideBytes,
   ownBytesMax,
   userCopy: userCopies ? { fd: setup.charFd, queueId: setup.queueId } : null,
