@@ -11,11 +11,19 @@ export interface AgentConfig {
   readonly control: string;
   readonly metricsHost: string;
   readonly metricsPort: number;
-  /** auto, fused or copy: for attachments that do not ask for one. */
+  /** auto, fused, splice or copy: for attachments that do not ask for one. So are the next five. */
   readonly datapath: string;
+  readonly queues: number;
   readonly queueDepth: number;
+  readonly blockSizeBytes: number;
+  /** Zero: I/O waits for a replica for as long as it takes. */
+  readonly ioTimeoutMs: number;
   readonly ioSizeBytesMax: number;
   readonly replicaTimeoutMs: number;
+  /** Where the lock and the socket are. */
+  readonly runDir: string;
+  /** Take over from the process of this agent that runs. */
+  readonly handover: boolean;
   /** Print one JSON line on stdout when ready. */
   readonly json: boolean;
 }
@@ -25,10 +33,15 @@ export const AGENT_USAGE = `blockwire agent: serves volumes as /dev/ublkbN on th
   --control HOST:PORT        the control plane's gRPC (default 127.0.0.1:7401)
   --metrics-host ADDRESS     where /metrics and /healthz listen (default 127.0.0.1)
   --metrics-port PORT        (default 7421, 0 = any)
-  --datapath MODE            auto, fused or copy (default auto)
-  --queue-depth N            requests in flight of one device, 1..4096 (default 128)
+  --datapath MODE            auto, fused, splice or copy (default auto)
+  --queues N                 queues of one device, a worker each, at most one a CPU (default 1)
+  --queue-depth N            requests in flight of one queue, 1..4096 (default 128)
+  --block-size BYTES         logical block, 512 or 4096 (default 512)
   --io-size BYTES            largest I/O, a multiple of 4096 up to 32 MiB (default 1048576)
   --replica-timeout MS       silence after which a replica is reported lost (default 10000)
+  --io-timeout MS            I/O fails when no in-sync replica answers for so long; 0: it waits (default 0)
+  --run-dir DIR              lock and socket of this agent (default /run/blockwire)
+  --handover                 take over from the agent of this name that runs (blockwire agent handover)
   --json                     print one JSON line when ready`;
 
 /** Throws BW_INVALID_ARGUMENT with what is wrong and the usage. */
@@ -38,12 +51,19 @@ export function parseConfig(argv: readonly string[]): AgentConfig {
   if (parseHostPort(control) === null) throw invalid(`--control '${control}' is not host:port`);
   const ioSizeBytesMax = integer('--io-size', values['io-size'] ?? '1048576', 4096, 32 << 20);
   if (ioSizeBytesMax % 4096 !== 0) throw invalid('--io-size must be a multiple of 4096');
+  const blockSizeBytes = integer('--block-size', values['block-size'] ?? '512', 512, 4096);
+  if (blockSizeBytes !== 512 && blockSizeBytes !== 4096) throw invalid('--block-size is 512 or 4096');
   return {
     id: values.id ?? hostname(),
     control,
     metricsHost: values['metrics-host'] ?? '127.0.0.1',
     metricsPort: integer('--metrics-port', values['metrics-port'] ?? '7421', 0, 65535),
     datapath: values.datapath ?? 'auto',
+    queues: integer('--queues', values.queues ?? '1', 1, 256),
+    blockSizeBytes,
+    ioTimeoutMs: integer('--io-timeout', values['io-timeout'] ?? '0', 0, 86_400_000),
+    runDir: values['run-dir'] ?? '/run/blockwire',
+    handover: values.handover ?? false,
     queueDepth: integer('--queue-depth', values['queue-depth'] ?? '128', 1, 4096),
     ioSizeBytesMax,
     replicaTimeoutMs: integer('--replica-timeout', values['replica-timeout'] ?? '10000', 100, 3_600_000),
@@ -61,7 +81,12 @@ function parse(argv: readonly string[]) {
         'metrics-host': { type: 'string' },
         'metrics-port': { type: 'string' },
         datapath: { type: 'string' },
+        queues: { type: 'string' },
         'queue-depth': { type: 'string' },
+        'block-size': { type: 'string' },
+        'io-timeout': { type: 'string' },
+        'run-dir': { type: 'string' },
+        handover: { type: 'boolean' },
         'io-size': { type: 'string' },
         'replica-timeout': { type: 'string' },
         json: { type: 'boolean' },

@@ -2,12 +2,17 @@
 import { hostname } from 'node:os';
 import { agentsMethods, createAgentsClient, unary } from '@blockwire/proto/control/client.ts';
 import { RpcError } from '@blockwire/proto/control/errors.ts';
-import type { AgentCommand, AttachedDeviceInput, Membership } from '@blockwire/proto/control/types.ts';
+import type {
+  AgentCommand,
+  AttachedDeviceInput,
+  AttachVolume,
+  Membership,
+} from '@blockwire/proto/control/types.ts';
 import { ControlSession } from '@blockwire/shared/control-session.ts';
 import { BlockwireError, isErrorCode, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import { readVersion } from '@blockwire/shared/version.ts';
-import { type Attachments, describeDevice } from './attachments.ts';
+import type { Attachments } from './attachments.ts';
 
 const CALL_MS_MAX = 5_000;
 /** A verdict waits until the survivors have persisted the new epoch. */
@@ -48,7 +53,7 @@ export class ControlLink {
           host: hostname(),
           version: readVersion(),
           datapaths: [...datapaths],
-          devices: attachments.devices.map(describeDevice),
+          devices: attachments.reports,
         };
         const answer = await unary(this.#client, methods.Register, request, {
           timeoutMs: CALL_MS_MAX,
@@ -57,7 +62,8 @@ export class ControlLink {
         return answer.heartbeatIntervalMs;
       },
       heartbeat: async (signal) => {
-        await unary(this.#client, methods.Heartbeat, { agentId }, { timeoutMs: CALL_MS_MAX, signal });
+        const request = { agentId, devices: attachments.statuses };
+        await unary(this.#client, methods.Heartbeat, request, { timeoutMs: CALL_MS_MAX, signal });
       },
       watch: () => this.#client.Watch({ agentId }),
       onCommand: (command) => this.#execute(command, attachments),
@@ -81,15 +87,29 @@ export class ControlLink {
         timeoutMs: VERDICT_MS_MAX,
       });
     } catch (error) {
-      if (error instanceof RpcError && error.code !== null && isErrorCode(error.code)) {
-        throw new BlockwireError(error.code, error.message, { cause: error });
-      }
-      throw toBlockwireError(error, 'BW_PEER_UNREACHABLE');
+      throw refusal(error);
     }
   }
 
-  async stop(): Promise<void> {
+  /** See Agents.ResumeAttachment. Throws BlockwireError with the control plane's code. */
+  async resume(attachmentId: string): Promise<AttachVolume> {
+    const request = { agentId: this.#options.agentId, attachmentId };
+    try {
+      return await unary(this.#client, agentsMethods().ResumeAttachment, request, {
+        timeoutMs: VERDICT_MS_MAX,
+      });
+    } catch (error) {
+      throw refusal(error);
+    }
+  }
+
+  /** Takes no commands any more; those under way are awaited. Reports still go out. */
+  async leave(): Promise<void> {
     await this.#session?.stop();
+  }
+
+  async stop(): Promise<void> {
+    await this.leave();
     this.#client.close();
   }
 
@@ -99,6 +119,7 @@ export class ControlLink {
     try {
       if (command.attach != null) device = await attachments.attach(command.attach);
       else if (command.detach != null) await attachments.detach(command.detach);
+      else if (command.resize != null) await attachments.resize(command.resize);
       else throw new BlockwireError('BW_PROTOCOL', 'a command that this agent does not know');
     } catch (thrown) {
       error = toBlockwireError(thrown);
@@ -123,4 +144,11 @@ export class ControlLink {
       );
     }
   }
+}
+
+function refusal(error: unknown): BlockwireError {
+  if (error instanceof RpcError && error.code !== null && isErrorCode(error.code)) {
+    return new BlockwireError(error.code, error.message, { cause: error });
+  }
+  return toBlockwireError(error, 'BW_PEER_UNREACHABLE');
 }

@@ -2,6 +2,7 @@
  * The agent: config → what the kernel offers → attachments ⇄ control plane, and /metrics beside them. Payload never
  * passes here: it stays in the queue workers (datapath/).
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { toBlockwireError } from '@blockwire/shared/errors.ts';
 import { Lifecycle } from '@blockwire/shared/lifecycle.ts';
 import { createLogger } from '@blockwire/shared/log.ts';
@@ -10,10 +11,20 @@ import { Attachments } from './attachments.ts';
 import { type AgentConfig, parseConfig } from './config.ts';
 import { ControlLink } from './control-link.ts';
 import { probeHost } from './datapath/probe.ts';
+import { askForHandover, lockAgent, runFiles, serveHandover } from './handover.ts';
+import { holdMemory } from './memory-hold.ts';
 import { registerAgentMetrics } from './metrics.ts';
+import { listLeftovers } from './takeover.ts';
+
+/** How long an old process may take to be gone: killed with much in flight, or after it made way. */
+const OLD_PROCESS_MS_MAX = 15_000;
+const HANDOVER_MS_MAX = 60_000;
+/** Devices that take longer than this are taken over while the agent serves the others. */
+const TAKEOVER_MS_MAX = 30_000;
 
 async function main(config: AgentConfig): Promise<void> {
   const log = createLogger('agent');
+  holdMemory(log);
   const lifecycle = new Lifecycle(log);
   lifecycle.exitOnSignals();
 
@@ -27,7 +38,16 @@ async function main(config: AgentConfig): Promise<void> {
     config,
     probe: probeHost,
     reportLost: (report) => control.reportLost(report),
+    resume: (attachmentId) => control.resume(attachmentId),
+    // The devices stay with the kernel; the next process takes them over.
+    onFatal: () => process.exit(1),
   });
+
+  // Everything above works: now the old process may go.
+  const files = runFiles(config.runDir, config.id);
+  const heldAtMs = config.handover ? await askForHandover(files, HANDOVER_MS_MAX) : null;
+  await lockAgent(files, config.id, OLD_PROCESS_MS_MAX);
+  const takingOver = attachments.takeOver(await listLeftovers(config.id), heldAtMs ?? new Map());
 
   const registry = createRegistry();
   registerAgentMetrics(registry, () => attachments.devices);
@@ -40,20 +60,35 @@ async function main(config: AgentConfig): Promise<void> {
       parts: { control: control.connected ? 'ok' : `no answer from ${config.control}` },
     }),
   });
-  lifecycle.onStop('metrics', () => {
+  const closeMetrics = (): void => {
     server.closeAllConnections();
     server.close();
+  };
+  const socket = await serveHandover(files, {
+    log,
+    release: async () => {
+      await control.leave();
+      closeMetrics();
+      return attachments.release();
+    },
+    end: () => void lifecycle.stop().then((code) => process.exit(code)),
   });
+  lifecycle.onStop('metrics', closeMetrics);
   lifecycle.onStop('control', () => control.stop());
   lifecycle.onStop('attachments', () => attachments.close());
+  lifecycle.onStop('socket', () => void socket.close());
 
   await control.start(attachments);
-  log.info({ id: config.id, control: config.control }, 'ready');
+  const takenOver = await Promise.race([takingOver, sleep(TAKEOVER_MS_MAX, [], { ref: false })]);
+  log.info({ id: config.id, control: config.control, takenOver }, 'ready');
   if (config.json) {
     const address = server.address();
     const port = typeof address === 'object' && address !== null ? address.port : config.metricsPort;
-    const ready = { id: config.id, datapaths, metrics: `http://${config.metricsHost}:${port}/metrics` };
-    process.stdout.write(`${JSON.stringify(ready)}\n`);
+    const metrics = `http://${config.metricsHost}:${port}/metrics`;
+    process.stdout.write(`${JSON.stringify({ id: config.id, datapaths, takenOver, metrics })}\n`);
+  } else {
+    for (const { device, pauseMs } of takenOver)
+      process.stdout.write(`${device} taken over${pauseMs === null ? '' : `, paused for ${pauseMs} ms`}\n`);
   }
 }
 

@@ -12,6 +12,7 @@ function device(): MeteredDevice {
     volumeId: 'vol-1',
     path: '/dev/ublkb0',
     datapath: 'fused',
+    ioState: 'waiting',
     replicas: [
       { ...replica, nodeId: 'a' },
       { ...replica, nodeId: 'b' },
@@ -74,5 +75,13 @@ test('without devices there are no series', async () => {
   assert.deepEqual(
     (await scrape([])).filter((line) => line !== '' && !line.startsWith('#')),
     [],
+  );
+});
+
+test('of the states of I/O one holds', async () => {
+  const lines = (await scrape([device()])).filter((line) => line.startsWith('blockwire_agent_io_state{'));
+  assert.deepEqual(
+    lines.map((line) => /state="(\w+)"} (\d)/.exec(line)!.slice(1).join(' ')),
+    ['ok 0', 'waiting 1', 'failing 0'],
   );
 });

@@ -15,6 +15,7 @@ export interface MeteredDevice {
   readonly volumeId: string;
   readonly path: string;
   readonly datapath: string;
+  readonly ioState: string;
   /** In the order of the workers' replica numbers. */
   readonly replicas: readonly {
     readonly nodeId: string;
@@ -129,6 +130,19 @@ export function registerAgentMetrics(registry: Registry, devices: () => readonly
     collect() {
       this.reset();
       for (const device of devices()) this.set({ ...labelsOf(device), datapath: device.datapath }, 1);
+    },
+  });
+  new Gauge({
+    name: 'blockwire_agent_io_state',
+    help: 'One for the state that holds: ok, waiting (no in-sync replica answers), failing (for longer than the I/O timeout).',
+    labelNames: ['volume', 'device', 'state'],
+    registers: [registry],
+    collect() {
+      this.reset();
+      for (const device of devices()) {
+        for (const state of ['ok', 'waiting', 'failing'])
+          this.set({ ...labelsOf(device), state }, device.ioState === state ? 1 : 0);
+      }
     },
   });
   new Gauge({

@@ -49,8 +49,6 @@ export interface Native {
   faultCount(guard: number): number;
   /** Before the memory is unmapped. */
   endSurvival(guard: number): void;
-  /** mlockall(2), MCL_ONFAULT: pages stay in memory once they were touched, those of later mappings too. */
-  lockMemory(): void;
   /**
    * PR_SET_IO_FLUSHER: memory that this thread needs is found without writing to block devices, of which one might
    * wait for this very thread. Threads made from now on inherit it; so does what follows an execve.

@@ -1,16 +1,23 @@
-/** ublk control commands as promises: add, start, stop and delete devices (drivers/block/ublk_drv.c, ublk_ctrl_*). */
-import { existsSync } from 'node:fs';
+/**
+ * ublk control commands as promises: add, start, recover, resize, stop and delete devices (drivers/block/ublk_drv.c,
+ * ublk_ctrl_*).
+ */
+import { existsSync, readdirSync } from 'node:fs';
 import { errnoName } from '@blockwire/native/errors.ts';
 import { native } from '@blockwire/native/native.ts';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import {
   type DeviceInfo,
   type DeviceParams,
+  type DeviceRequest,
   decodeDeviceInfo,
+  decodeParams,
   emptyDeviceInfo,
+  emptyParams,
   encodeControlCommand,
   encodeDeviceInfo,
   encodeParams,
+  SECTOR_BYTES,
   UblkCtrl,
 } from './uapi.ts';
 
@@ -52,7 +59,7 @@ export async function ublkFeatures(): Promise<number> {
 }
 
 /** Adds a device; the kernel may lower what was asked, so use what is returned. */
-export async function addDevice(info: Omit<DeviceInfo, 'state' | 'serverPid'>): Promise<DeviceInfo> {
+export async function addDevice(info: DeviceRequest): Promise<DeviceInfo> {
   const data = encodeDeviceInfo(info);
   await command('ADD_DEV', info.id, data);
   return decodeDeviceInfo(data);
@@ -65,6 +72,46 @@ export function setParams(deviceId: number, params: DeviceParams): Promise<void>
 /** Makes /dev/ublkbN appear. Returns after the partition scan, which the queues must already serve. */
 export function startDevice(deviceId: number): Promise<void> {
   return command('START_DEV', deviceId, null, process.pid);
+}
+
+/** The parameters in force. */
+export async function getParams(deviceId: number): Promise<DeviceParams> {
+  const data = emptyParams();
+  await command('GET_PARAMS', deviceId, data);
+  return decodeParams(data);
+}
+
+/**
+ * Whether a new server may open the device: throws BW_DEVICE_BUSY while the old one still has /dev/ublkcN open, or an
+ * operation of its ring in flight. Changes nothing on Linux 7.3; older kernels forget the old server with it.
+ */
+export function startRecovery(deviceId: number): Promise<void> {
+  return command('START_USER_RECOVERY', deviceId, null);
+}
+
+/** The device lives again; requests that the old server had not completed are given out again. */
+export function endRecovery(deviceId: number): Promise<void> {
+  return command('END_USER_RECOVERY', deviceId, null, process.pid);
+}
+
+/**
+ * Holds back new requests and gives every idle tag back to its server. Throws BW_DEVICE_BUSY when a queue has no idle
+ * tag within the time; new requests are held back also then.
+ */
+export function quiesceDevice(deviceId: number, timeoutMs: number): Promise<void> {
+  return command('QUIESCE_DEV', deviceId, null, timeoutMs);
+}
+
+export function updateSize(deviceId: number, sizeBytes: number): Promise<void> {
+  return command('UPDATE_SIZE', deviceId, null, sizeBytes / SECTOR_BYTES);
+}
+
+/** Every ublk device of this host, whoever made it. */
+export async function listDevices(): Promise<DeviceInfo[]> {
+  if (!ublkPresent()) return [];
+  const ids = readdirSync('/dev').flatMap((name) => /^ublkc(\d+)$/.exec(name)?.[1] ?? []);
+  const infos = await Promise.all(ids.map((id) => deviceInfo(Number(id))));
+  return infos.filter((info) => info !== null);
 }
 
 /** Removes /dev/ublkbN; waits for its I/O, which the queues must go on serving. A device already gone is no error. */

@@ -18,9 +18,12 @@ export const UblkCtrl = {
   START_DEV: ioc(IOC_READ | IOC_WRITE, 0x06, CTRL_CMD_BYTES),
   STOP_DEV: ioc(IOC_READ | IOC_WRITE, 0x07, CTRL_CMD_BYTES),
   SET_PARAMS: ioc(IOC_READ | IOC_WRITE, 0x08, CTRL_CMD_BYTES),
+  GET_PARAMS: ioc(IOC_READ, 0x09, CTRL_CMD_BYTES),
   START_USER_RECOVERY: ioc(IOC_READ | IOC_WRITE, 0x10, CTRL_CMD_BYTES),
   END_USER_RECOVERY: ioc(IOC_READ | IOC_WRITE, 0x11, CTRL_CMD_BYTES),
   GET_FEATURES: ioc(IOC_READ, 0x13, CTRL_CMD_BYTES),
+  UPDATE_SIZE: ioc(IOC_READ | IOC_WRITE, 0x15, CTRL_CMD_BYTES),
+  QUIESCE_DEV: ioc(IOC_READ | IOC_WRITE, 0x16, CTRL_CMD_BYTES),
   TRY_STOP_DEV: ioc(IOC_READ | IOC_WRITE, 0x17, CTRL_CMD_BYTES),
 } as const;
 
@@ -64,7 +67,12 @@ export function ioDescOffset(queueId: number): number {
 }
 
 export const SECTOR_SHIFT = 9;
+export const SECTOR_BYTES = 1 << SECTOR_SHIFT;
 
+/** State of a device (UBLK_S_DEV_*). */
+export const UblkState = { DEAD: 0, LIVE: 1, QUIESCED: 2, FAIL_IO: 3 } as const;
+
+const ATTR_READ_ONLY = 1 << 0;
 const ATTR_VOLATILE_CACHE = 1 << 2;
 const ATTR_FUA = 1 << 3;
 const PARAM_TYPE_BASIC = 1 << 0;
@@ -78,16 +86,22 @@ export interface DeviceInfo {
   readonly ioSizeBytesMax: number;
   /** Low 32 bits of the UBLK_F_* in force. */
   readonly features: number;
-  /** 0 dead, 1 live, 2 quiesced, 3 failing I/O */
+  /** UblkState */
   readonly state: number;
-  /** The process that serves the device, or -1. */
+  /** The process that serves the device, or served it last; -1 before there was one. */
   readonly serverPid: number;
+  /** Three 64-bit words that the driver keeps for its servers: ublksrv_flags, reserved1, reserved2. */
+  readonly marks: readonly [bigint, bigint, bigint];
 }
 
+/** What ADD_DEV is asked for. */
+export type DeviceRequest = Omit<DeviceInfo, 'state' | 'serverPid'>;
+
 const DEV_INFO_BYTES = 64;
+const MARKS_AT = [32, 48, 56] as const;
 
 /** struct ublksrv_ctrl_dev_info for ADD_DEV; id -1 takes any free one. */
-export function encodeDeviceInfo(info: Omit<DeviceInfo, 'state' | 'serverPid'>): Uint8Array {
+export function encodeDeviceInfo(info: DeviceRequest): Uint8Array {
   const bytes = new Uint8Array(DEV_INFO_BYTES);
   const view = new DataView(bytes.buffer);
   view.setUint16(0, info.queueCount, true);
@@ -96,6 +110,7 @@ export function encodeDeviceInfo(info: Omit<DeviceInfo, 'state' | 'serverPid'>):
   view.setInt32(12, info.id, true);
   view.setInt32(16, -1, true);
   view.setUint32(24, info.features >>> 0, true);
+  for (const [index, at] of MARKS_AT.entries()) view.setBigUint64(at, info.marks[index]!, true);
   return bytes;
 }
 
@@ -109,6 +124,7 @@ export function decodeDeviceInfo(bytes: Uint8Array): DeviceInfo {
     id: view.getInt32(12, true),
     serverPid: view.getInt32(16, true),
     features: view.getUint32(24, true),
+    marks: [view.getBigUint64(32, true), view.getBigUint64(48, true), view.getBigUint64(56, true)],
   };
 }
 
@@ -123,6 +139,7 @@ export interface DeviceParams {
   readonly ioSizeBytesMax: number;
   /** Discards reach whole units of this only. */
   readonly discardGranularityBytes: number;
+  readonly readOnly: boolean;
 }
 
 /** The longest discard or write-zeroes of one request: no payload, so far above the size of an I/O. */
@@ -134,18 +151,37 @@ export function encodeParams(params: DeviceParams): Uint8Array {
   const view = new DataView(bytes.buffer);
   view.setUint32(0, PARAMS_BYTES, true);
   view.setUint32(4, PARAM_TYPE_BASIC | PARAM_TYPE_DISCARD, true);
-  view.setUint32(8, ATTR_VOLATILE_CACHE | ATTR_FUA, true);
+  const attributes = ATTR_VOLATILE_CACHE | ATTR_FUA | (params.readOnly ? ATTR_READ_ONLY : 0);
+  view.setUint32(8, attributes, true);
   view.setUint8(12, Math.log2(params.blockSizeBytes));
   view.setUint8(13, 12); // physical block: 4096
   view.setUint8(14, 12); // optimal I/O
   view.setUint8(15, 12); // minimum I/O
   view.setUint32(16, params.ioSizeBytesMax >>> SECTOR_SHIFT, true);
-  view.setBigUint64(24, BigInt(params.sizeBytes / 512), true);
+  view.setBigUint64(24, BigInt(params.sizeBytes / SECTOR_BYTES), true);
   view.setUint32(44, params.discardGranularityBytes, true);
   view.setUint32(48, DISCARD_BYTES_MAX >>> SECTOR_SHIFT, true);
   view.setUint32(52, DISCARD_BYTES_MAX >>> SECTOR_SHIFT, true);
   view.setUint16(56, 1, true);
   return bytes;
+}
+
+/** For GET_PARAMS: the kernel fills as much as `len` says. */
+export function emptyParams(): Uint8Array {
+  const bytes = new Uint8Array(PARAMS_BYTES);
+  new DataView(bytes.buffer).setUint32(0, PARAMS_BYTES, true);
+  return bytes;
+}
+
+export function decodeParams(bytes: Uint8Array): DeviceParams {
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  return {
+    sizeBytes: Number(view.getBigUint64(24, true)) * SECTOR_BYTES,
+    blockSizeBytes: 2 ** view.getUint8(12),
+    ioSizeBytesMax: view.getUint32(16, true) << SECTOR_SHIFT,
+    discardGranularityBytes: view.getUint32(44, true),
+    readOnly: (view.getUint32(8, true) & ATTR_READ_ONLY) !== 0,
+  };
 }
 
 /** struct ublksrv_ctrl_cmd; address and length of the data are filled by the native side. */

@@ -115,11 +115,6 @@ void EndSurvival(const Napi::CallbackInfo& info) {
   if (Int(info, 0) >= 0) guarded[Int(info, 0)].begin = 0;
 }
 
-// lockMemory(): pages stay in memory once they were touched, those of later mappings too (mlockall(2)).
-void LockMemory(const Napi::CallbackInfo& info) {
-  if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0) throw SystemError(info.Env(), "mlockall", errno);
-}
-
 // becomeIoFlusher(): the calling thread and those it makes from now on, also after execve (prctl(2)).
 void BecomeIoFlusher(const Napi::CallbackInfo& info) {
   constexpr int kSetIoFlusher = 57;  // PR_SET_IO_FLUSHER, linux/prctl.h
@@ -134,7 +129,6 @@ void RegisterMemory(Napi::Env env, Napi::Object exports) {
   exports.Set("surviveFaults", Napi::Function::New(env, SurviveFaults));
   exports.Set("faultCount", Napi::Function::New(env, FaultCount));
   exports.Set("endSurvival", Napi::Function::New(env, EndSurvival));
-  exports.Set("lockMemory", Napi::Function::New(env, LockMemory));
   exports.Set("becomeIoFlusher", Napi::Function::New(env, BecomeIoFlusher));
 }
 

@@ -11,7 +11,7 @@ export async function main(argv: readonly string[]): Promise<number> {
   });
   try {
     const request = processRequest(argv);
-    if (request !== null) becomeProcess(request.role, request.args);
+    if (request !== null) await becomeProcess(request.role, request.args);
     const { runCommandLine } = await import('./program.ts');
     return await runCommandLine(argv, { output: processOutput, environment: process.env });
   } catch (error) {

@@ -9,6 +9,7 @@ const SOURCES = {
   nodeCheck: '../node/check.ts',
   agent: '../../agent/main.ts',
   doctor: '../../agent/doctor.ts',
+  orphans: '../../agent/orphans.ts',
 } as const;
 
 export type Program = keyof typeof SOURCES;

@@ -94,7 +94,7 @@ test('a wrong command line is exit code 2, says why on stderr and asks no one', 
     [['volume', 'create', '--size', '1GiB'], /name/],
     [['volume', 'list', '--bogus'], /unknown option '--bogus'/],
     [['volume', 'list', 'more'], /too many arguments/],
-    [['volume', 'attach', 'data', '--datapath', 'warp'], /auto, fused, copy/],
+    [['volume', 'attach', 'data', '--datapath', 'warp'], /auto, fused, splice, copy/],
     [['--rest', 'nowhere', 'volume', 'list'], /not a REST address/],
     [['--json', 'node', '--id', 'x'], /no option before "node"/],
     [['up', '--nodes', '0'], /--nodes/],
@@ -179,5 +179,10 @@ test('node list lists, any other first argument belongs to the node process', as
     args: ['d', '--json'],
   });
   assert.deepEqual(processRequest(['agent']), { role: 'agent', args: [] });
+  assert.deepEqual(processRequest(['agent', 'handover', '--id', 'a']), {
+    role: 'agent',
+    args: ['--handover', '--id', 'a'],
+  });
+  assert.deepEqual(processRequest(['agent', 'orphans', '--remove']), { role: 'orphans', args: ['--remove'] });
   assert.equal(processRequest(['volume', 'list']), null);
 });

@@ -123,22 +123,38 @@ export class Cluster {
 export interface AgentOptions {
   readonly id?: string;
   readonly replicaTimeoutMs?: number;
+  /** Takes over from the one that runs. */
+  readonly handover?: boolean;
+  /** SIGKILL so long after its start, ready or not. */
+  readonly killAfterMs?: number;
 }
+
+const AgentReady = Type.Object({
+  id: Type.String(),
+  takenOver: Type.Array(
+    Type.Object({ device: Type.String(), pauseMs: Type.Union([Type.Number(), Type.Null()]) }),
+  ),
+  metrics: Type.String(),
+});
+export type Takeover = Static<typeof AgentReady>['takenOver'][number];
 
 /** The agent inside the machine. */
 export class Agent {
   readonly metricsPort: number;
   readonly process: MachineProcess;
+  /** What it found of an earlier process. */
+  readonly takenOver: readonly Takeover[];
   readonly #machine: Machine;
   #log: () => string;
 
   /** Resolves when it has registered. Throws BW_IO with its output when it ends first, BW_TIMEOUT. */
   static async start(machine: Machine, cluster: Cluster, options: AgentOptions = {}): Promise<Agent> {
-    const { id = 'agent-1', replicaTimeoutMs } = options;
+    const { id = 'agent-1', replicaTimeoutMs, handover = false } = options;
     const parameters = [
       ...['--id', id, '--control', `${machine.hostAddress}:${cluster.grpcPort}`],
       ...['--metrics-port', '0', '--json'],
       ...(replicaTimeoutMs === undefined ? [] : ['--replica-timeout', String(replicaTimeoutMs)]),
+      ...(handover ? ['--handover'] : []),
     ];
     let log = '';
     const started = machine.start(`exec node agent/main.ts ${parameters.join(' ')}`, {
@@ -147,18 +163,27 @@ export class Agent {
       },
     });
     const late = setTimeout(() => started.kill('SIGKILL'), AGENT_READY_MS_MAX);
+    if (options.killAfterMs !== undefined) setTimeout(() => started.kill('SIGKILL'), options.killAfterMs);
     try {
-      const [, port] = await started.waitFor(/^\{"id":.*"metrics":"http:\/\/[^"]*:(\d+)\/metrics"\}$/m);
-      return new Agent(machine, started, Number(port), () => log);
+      const [line] = await started.waitFor(/^\{"id":.*"metrics":"http:\/\/[^"]*:\d+\/metrics"\}$/m);
+      const ready: unknown = JSON.parse(line);
+      if (!Value.Check(AgentReady, ready)) throw new BlockwireError('BW_PROTOCOL', `the agent said ${line}`);
+      return new Agent(machine, started, ready, () => log);
     } finally {
       clearTimeout(late);
     }
   }
 
-  private constructor(machine: Machine, started: MachineProcess, metricsPort: number, log: () => string) {
+  private constructor(
+    machine: Machine,
+    started: MachineProcess,
+    ready: Static<typeof AgentReady>,
+    log: () => string,
+  ) {
     this.#machine = machine;
     this.process = started;
-    this.metricsPort = metricsPort;
+    this.takenOver = ready.takenOver;
+    this.metricsPort = Number(new URL(ready.metrics).port);
     this.#log = log;
   }
 

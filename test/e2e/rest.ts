@@ -24,11 +24,24 @@ export const Attachment = Type.Object({
   device: Type.String({ pattern: '^/dev/ublkb\\d+$' }),
   datapath: Type.String(),
   state: Type.String(),
+  io: Type.String(),
 });
 export type Attachment = Static<typeof Attachment>;
 
 const Agents = Type.Array(Type.Object({ id: Type.String(), state: Type.String() }));
 const Refusal = Type.Object({ code: Type.String(), message: Type.String() });
+
+type Method = 'GET' | 'POST' | 'PATCH' | 'DELETE';
+
+export interface AttachBody {
+  readonly volume: string;
+  readonly datapath?: string;
+  readonly queues?: number;
+  readonly queueDepth?: number;
+  readonly blockSizeBytes?: number;
+  readonly readOnly?: boolean;
+  readonly ioTimeoutMs?: number;
+}
 
 export interface Answer {
   readonly status: number;
@@ -44,7 +57,7 @@ export class Rest {
   }
 
   /** One request; any status is an answer. */
-  async call(method: 'GET' | 'POST' | 'DELETE', path: string, body?: unknown): Promise<Answer> {
+  async call(method: Method, path: string, body?: unknown): Promise<Answer> {
     const response = await fetch(new URL(path, this.url), {
       method,
       headers: body === undefined ? {} : { 'content-type': 'application/json' },
@@ -63,7 +76,11 @@ export class Rest {
     return this.#expect(200, Volume, 'GET', `/v1/volumes/${id}`);
   }
 
-  attach(body: { volume: string; datapath?: string }): Promise<Attachment> {
+  resize(id: string, sizeBytes: number): Promise<Volume> {
+    return this.#expect(200, Volume, 'PATCH', `/v1/volumes/${id}`, { sizeBytes });
+  }
+
+  attach(body: AttachBody): Promise<Attachment> {
     return this.#expect(201, Attachment, 'POST', '/v1/attachments', body);
   }
 
@@ -84,7 +101,7 @@ export class Rest {
   }
 
   /** The status and the code of a request that is refused: `409 BW_VOLUME_IN_USE`. */
-  async refusal(method: 'GET' | 'POST' | 'DELETE', path: string, body?: unknown): Promise<string> {
+  async refusal(method: Method, path: string, body?: unknown): Promise<string> {
     const answer = await this.call(method, path, body);
     const code = Value.Check(Refusal, answer.body) ? answer.body.code : JSON.stringify(answer.body);
     return `${answer.status} ${code}`;
@@ -94,7 +111,7 @@ export class Rest {
   async #expect<Schema extends TSchema>(
     status: number,
     schema: Schema,
-    method: 'GET' | 'POST' | 'DELETE',
+    method: Method,
     path: string,
     body?: unknown,
   ): Promise<Static<Schema>> {

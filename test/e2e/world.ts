@@ -16,6 +16,8 @@ export const MIB = 2 ** 20;
 
 export interface WorldOptions {
   readonly nodes?: number;
+  /** Of the machine; default 2. */
+  readonly cpus?: number;
   readonly agent?: AgentOptions;
 }
 
@@ -25,8 +27,8 @@ export class World {
   readonly #agentOptions: AgentOptions;
   #agent: Agent;
 
-  static async start({ nodes = 2, agent = {} }: WorldOptions = {}): Promise<World> {
-    const machine = await Vm.boot({ memoryMiB: MEMORY_MIB });
+  static async start({ nodes = 2, cpus, agent = {} }: WorldOptions = {}): Promise<World> {
+    const machine = await Vm.boot({ memoryMiB: MEMORY_MIB, cpus });
     let cluster: Cluster | null = null;
     try {
       cluster = await Cluster.start({ advertiseHost: machine.hostAddress, name: 'blockwire-e2e', nodes });
@@ -65,8 +67,23 @@ export class World {
   }
 
   /** After the agent's end. */
-  async restartAgent(): Promise<void> {
-    this.#agent = await Agent.start(this.machine, this.cluster, this.#agentOptions);
+  async restartAgent(options: AgentOptions = {}): Promise<void> {
+    this.#agent = await Agent.start(this.machine, this.cluster, { ...this.#agentOptions, ...options });
+  }
+
+  /** Starts an agent and kills it after so long, ready or not. */
+  async startAndKill(afterMs: number): Promise<void> {
+    const started = Agent.start(this.machine, this.cluster, { ...this.#agentOptions, killAfterMs: afterMs });
+    // It may have got ready in time.
+    const agent = await started.catch(() => null);
+    await agent?.process.done;
+  }
+
+  /** Starts another agent that takes over from the one that runs; resolves with the old one's exit code. */
+  async handOver(): Promise<number> {
+    const old = this.#agent;
+    await this.restartAgent({ handover: true });
+    return (await old.process.done).exitCode;
   }
 
   /** A series of a node's `/metrics`; NaN if it is not there. */

@@ -24,7 +24,9 @@ const PROCESS_OPTIONS: Readonly<Record<Role, string>> = {
   --json                   one JSON line on stdout when ready`,
   agent: `  --id ID               name of the agent
   --control HOST:PORT   the control plane's gRPC address
-  --datapath MODE       auto, fused or copy
+  --datapath MODE       auto, fused, splice or copy
+  --queues N, --queue-depth N, --block-size BYTES, --io-timeout MS   for attachments that do not say
+  --run-dir DIR         lock and socket (default /run/blockwire)
   --metrics-host ADDRESS, --metrics-port PORT   /metrics and /healthz (default 127.0.0.1, 7421)
   --json                one JSON line on stdout when ready`,
 };

@@ -1,4 +1,4 @@
-/** `blockwire volume …`: create, list, show, attach, detach, delete. */
+/** `blockwire volume …`: create, list, show, attach, detach, resize, delete. */
 import { type Command, Option } from 'commander';
 import { CommandError, usageError } from '../errors.ts';
 import { writeAnswer } from '../output.ts';
@@ -11,12 +11,13 @@ import { type Context, globalOptions, restClient } from './context.ts';
 export function addVolumeCommands(program: Command, context: Context): void {
   const volume = program
     .command('volume')
-    .description('create, list, show, attach, detach and delete volumes');
+    .description('create, list, show, attach, detach, resize and delete volumes');
   addCreate(volume, context);
   addList(volume, context);
   addShow(volume, context);
   addAttach(volume, context);
   addDetach(volume, context);
+  addResize(volume, context);
   addDelete(volume, context);
 }
 
@@ -66,15 +67,20 @@ function addAttach(volume: Command, { output }: Context): void {
     .argument('<volume>', 'id or name')
     .option('--agent <id>', 'the agent; needed only where there are several')
     .addOption(
-      new Option('--datapath <mode>', 'data path mode').choices(['auto', 'fused', 'copy']).default('auto'),
+      new Option('--datapath <mode>', 'data path mode')
+        .choices(['auto', 'fused', 'splice', 'copy'])
+        .default('auto'),
     )
-    .action(async (ref: string, options: { agent?: string; datapath: string }, command: Command) => {
+    .option('--queues <count>', 'queues of the device, a thread each; at most one a CPU')
+    .option('--queue-depth <count>', 'requests in flight of one queue')
+    .addOption(new Option('--block-size <bytes>', 'logical block').choices(['512', '4096']))
+    .option('--read-only', 'the device refuses writes')
+    .option('--io-timeout <ms>', 'I/O fails when no in-sync replica answers for so long (default: it waits)')
+    .action(async (ref: string, options: AttachOptions, command: Command) => {
+      const asked = attachBody(options);
       const client = restClient(command);
       const { id } = await client.findVolume(ref);
-      const body: CreateAttachment = { volume: id, datapath: options.datapath };
-      const attachment = await client.createAttachment(
-        options.agent === undefined ? body : { ...body, agent: options.agent },
-      );
+      const attachment = await client.createAttachment({ volume: id, ...asked });
       writeAnswer(output, globalOptions(command).json, attachment, () =>
         formatProperties(attachmentProperties(attachment)),
       );
@@ -99,6 +105,23 @@ function addDetach(volume: Command, { output }: Context): void {
     });
 }
 
+function addResize(volume: Command, { output }: Context): void {
+  volume
+    .command('resize')
+    .description(
+      'make a volume larger, also while it is attached; the file system on it is grown by its own tool',
+    )
+    .argument('<volume>', 'id or name')
+    .requiredOption('--size <size>', 'the new size, such as 20GiB; no less than now')
+    .action(async (ref: string, options: { size: string }, command: Command) => {
+      const sizeBytes = parseSize(options.size);
+      const client = restClient(command);
+      const { id } = await client.findVolume(ref);
+      const resized = await client.resizeVolume(id, sizeBytes);
+      writeAnswer(output, globalOptions(command).json, resized, () => volumeText(resized, []));
+    });
+}
+
 function addDelete(volume: Command, { output }: Context): void {
   volume
     .command('delete')
@@ -110,6 +133,35 @@ function addDelete(volume: Command, { output }: Context): void {
       await client.deleteVolume(id);
       writeAnswer(output, globalOptions(command).json, { deleted: id }, () => `deleted ${ref} (${id})\n`);
     });
+}
+
+interface AttachOptions {
+  readonly agent?: string;
+  readonly datapath: string;
+  readonly queues?: string;
+  readonly queueDepth?: string;
+  readonly blockSize?: string;
+  readonly readOnly?: boolean;
+  readonly ioTimeout?: string;
+}
+
+/** What was asked for; the rest is the agent's choice. */
+function attachBody(options: AttachOptions): Omit<CreateAttachment, 'volume'> {
+  const { agent, datapath, queues, queueDepth, blockSize, readOnly, ioTimeout } = options;
+  return {
+    datapath,
+    ...(agent === undefined ? {} : { agent }),
+    ...(queues === undefined ? {} : { queues: parseCount(queues, '--queues') }),
+    ...(queueDepth === undefined ? {} : { queueDepth: parseCount(queueDepth, '--queue-depth') }),
+    ...(blockSize === undefined ? {} : { blockSizeBytes: Number(blockSize) }),
+    ...(readOnly === undefined ? {} : { readOnly }),
+    ...(ioTimeout === undefined ? {} : { ioTimeoutMs: parseMilliseconds(ioTimeout, '--io-timeout') }),
+  };
+}
+
+function parseMilliseconds(text: string, option: string): number {
+  if (!/^\d{1,8}$/.test(text)) throw usageError(`${option} takes milliseconds, not "${text}"`);
+  return Number(text);
 }
 
 function parseCount(text: string, option: string): number {
@@ -142,8 +194,10 @@ function volumeText(volume: Volume, attachments: readonly Attachment[]): string 
     ['state', stateText(volume)],
   ];
   for (const { node, state, uri } of volume.replicas) properties.push(['replica', `${node} ${state} ${uri}`]);
-  for (const { agent, device, datapath, state } of attachments)
-    properties.push(['attached', [agent, device, datapath, state].filter(Boolean).join(' ')]);
+  for (const { agent, device, datapath, state, io } of attachments) {
+    const trouble = io === undefined || io === 'ok' || io === 'unknown' ? '' : `I/O ${io}`;
+    properties.push(['attached', [agent, device, datapath, state, trouble].filter(Boolean).join(' ')]);
+  }
   return formatProperties(properties);
 }
 
@@ -155,5 +209,6 @@ function attachmentProperties(attachment: Attachment): [string, string][] {
     ['device', attachment.device ?? ''],
     ['datapath', attachment.datapath ?? ''],
     ['state', attachment.state],
+    ['I/O', attachment.io ?? 'unknown'],
   ];
 }

@@ -28,6 +28,11 @@ export interface CreateAttachment {
   readonly volume: string;
   readonly agent?: string;
   readonly datapath?: string;
+  readonly queues?: number;
+  readonly queueDepth?: number;
+  readonly blockSizeBytes?: number;
+  readonly readOnly?: boolean;
+  readonly ioTimeoutMs?: number;
 }
 
 /** All methods throw CommandError: the server's code, or BW_PEER_UNREACHABLE, BW_TIMEOUT, BW_PROTOCOL. */
@@ -60,6 +65,12 @@ export class RestClient {
     const volume = volumes.find(({ name }) => name === ref);
     if (volume === undefined) throw new CommandError('BW_VOLUME_NOT_FOUND', `no volume is named "${ref}"`);
     return volume;
+  }
+
+  /** @param sizeBytes no less than now */
+  resizeVolume(id: string, sizeBytes: number): Promise<Volume> {
+    const request = { method: 'PATCH', path: volumePath(id), body: { sizeBytes } } as const;
+    return requestJson(this.#base, request, Volume);
   }
 
   deleteVolume(id: string): Promise<void> {

@@ -8,7 +8,7 @@ import { ErrorBody } from './schema.ts';
 const REQUEST_MS_MAX = 120_000;
 
 export interface RestRequest {
-  readonly method: 'GET' | 'POST' | 'DELETE';
+  readonly method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
   /** Path with query, from `/v1` on. */
   readonly path: string;
   readonly body?: unknown;

@@ -32,6 +32,10 @@ export const Attachment = Type.Object({
   device: Type.Optional(Type.Union([Type.String(), Type.Null()])),
   datapath: Type.Optional(Type.Union([Type.String(), Type.Null()])),
   state: Type.String(),
+  /** ok, waiting, failing, recovering or unknown. */
+  io: Type.Optional(Type.String()),
+  readOnly: Type.Optional(Type.Boolean()),
+  ioTimeoutMs: Type.Optional(Type.Integer()),
 });
 export type Attachment = Static<typeof Attachment>;
 

@@ -116,6 +116,7 @@ export function makePlan(options: UpOptions, layout: Layout): Plan {
             ...planned('agent', layout.agent.id, [
               ...['--id', layout.agent.id, '--control', grpc, '--json'],
               ...['--metrics-host', host, '--metrics-port', String(layout.agent.metricsPort)],
+              ...['--run-dir', join(dir, 'run')],
             ]),
             metrics: url(layout.agent.metricsPort),
           },
