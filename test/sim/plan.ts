@@ -1,0 +1,102 @@
+/** What happens in a simulation, drawn from its seed before it begins, so that a failing one can be made smaller. */
+import { Random } from '../fault/random.ts';
+import { runLength, UNITS_COUNT, UNITS_PER_REGION } from './geometry.ts';
+
+export interface Op {
+  readonly atMs: number;
+  readonly kind: 'write' | 'read' | 'flush';
+  readonly unit: number;
+  readonly count: number;
+}
+
+export type FaultKind =
+  | 'kill-node'
+  | 'power-node'
+  | 'stop-node'
+  | 'slow-disk'
+  | 'isolate-node'
+  | 'cut-nodes'
+  | 'cut-agent-node'
+  | 'cut-agent-control'
+  | 'kill-agent'
+  | 'stop-agent'
+  | 'kill-control'
+  | 'move'
+  | 'detach'
+  | 'blackout';
+
+export interface Fault {
+  readonly atMs: number;
+  readonly kind: FaultKind;
+  readonly target: number;
+  readonly other: number;
+  readonly durationMs: number;
+}
+
+export interface Plan {
+  readonly seed: number;
+  readonly nodeCount: number;
+  readonly agentCount: number;
+  readonly ops: readonly Op[];
+  readonly faults: readonly Fault[];
+  readonly endMs: number;
+}
+
+const KINDS: readonly (readonly [FaultKind, number])[] = [
+  ['kill-node', 5],
+  ['power-node', 6],
+  ['stop-node', 2],
+  ['slow-disk', 2],
+  ['isolate-node', 3],
+  ['cut-nodes', 2],
+  ['cut-agent-node', 5],
+  ['cut-agent-control', 2],
+  ['kill-agent', 4],
+  ['stop-agent', 2],
+  ['kill-control', 3],
+  ['move', 4],
+  ['detach', 1],
+  ['blackout', 1],
+];
+
+export function drawPlan(seed: number): Plan {
+  const random = new Random(Math.imul(seed, 0x9e3779b1) ^ 0x5bd1e995);
+  const between = (low: number, high: number): number => low + random.below(high - low + 1);
+  const nodeCount = random.oneIn(3) ? 2 : 3;
+  const agentCount = 2;
+  const endMs = between(2500, 6000);
+  const hot = Array.from({ length: between(1, 5) }, () => random.below(UNITS_COUNT / UNITS_PER_REGION));
+  const readShare = between(15, 60);
+  const flushShare = between(2, 12);
+  const ops: Op[] = [];
+  let atMs = 300;
+  const gapMs = between(10, 50);
+  while (atMs < endMs) {
+    atMs += random.oneIn(3) ? 0.1 : random.below(gapMs * 2);
+    const roll = random.below(100);
+    const unit = random.pick(hot) * UNITS_PER_REGION + random.below(random.oneIn(3) ? UNITS_PER_REGION : 3);
+    const count = Math.min(runLength(unit), random.oneIn(3) ? between(2, 3) : 1);
+    const kind = roll < readShare ? 'read' : roll < readShare + flushShare ? 'flush' : 'write';
+    ops.push({ atMs, kind, unit, count });
+  }
+  const faults: Fault[] = [];
+  const total = KINDS.reduce((sum, [, weight]) => sum + weight, 0);
+  const faultCount = random.oneIn(20) ? 0 : between(1, 9);
+  for (let i = 0; i < faultCount; i++) {
+    let roll = random.below(total);
+    const kind = KINDS.find(([, weight]) => {
+      roll -= weight;
+      return roll < 0;
+    })![0];
+    const durationMs = random.oneIn(3) ? between(5, 150) : between(150, 2000);
+    faults.push({
+      atMs: between(300, endMs),
+      kind,
+      target: random.below(8),
+      other: random.below(8),
+      durationMs,
+    });
+  }
+  faults.sort((a, b) => a.atMs - b.atMs);
+  return { seed, nodeCount, agentCount, ops, faults, endMs };
+}

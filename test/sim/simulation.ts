@@ -1,0 +1,416 @@
+/** One simulation: a cluster with one volume, an application, an operator, and faults; then the checks. */
+import { Operation } from '@blockwire/agent/datapath/request.ts';
+import type { VolumeRecord } from '@blockwire/control/domain/records.ts';
+import { newVolume } from '@blockwire/control/domain/volume-state.ts';
+import { SimAgent } from './agent.ts';
+import { DEVICE_OPTIONS, isError, SimControl, VOLUME_ID } from './control.ts';
+import type { SimDevice } from './device.ts';
+import { offsetOf, SIZE_BYTES, UNIT_BYTES, UNITS_COUNT } from './geometry.ts';
+import { History } from './history.ts';
+import type { Mutation } from './mutations.ts';
+import { Network } from './network.ts';
+import { type Cluster, SimNode } from './node.ts';
+import type { Fault, Op, Plan } from './plan.ts';
+import { Violation, World } from './world.ts';
+
+const OPERATOR_MS = 60;
+/** How long a cluster that is well may take to be whole again. */
+const SETTLE_MS_MAX = 60_000;
+const NOTICE_MS = 1500;
+const CONTROL_RESTART_MS = 50;
+
+export interface Outcome {
+  /** Null: every promise held. */
+  readonly violation: string | null;
+  readonly digest: number;
+  readonly eventCount: number;
+  readonly endedMs: number;
+  readonly counts: History['counts'];
+  readonly rebuilds: number;
+  readonly trace: readonly string[];
+}
+
+export async function simulate(
+  plan: Plan,
+  options: { readonly mutation: Mutation; readonly traced: boolean },
+): Promise<Outcome> {
+  const simulation = new Simulation(plan, options);
+  const violation = await simulation.run();
+  return simulation.outcome(violation);
+}
+
+class Simulation implements Cluster {
+  readonly world: World;
+  readonly network: Network;
+  readonly control: SimControl;
+  readonly mutation: Mutation;
+  readonly #plan: Plan;
+  readonly #nodes: SimNode[];
+  readonly #agents: SimAgent[];
+  readonly #history = new History();
+  #device: SimDevice | null = null;
+  /** By attachment: the agent that was asked. */
+  readonly #agentOf = new Map<string, SimAgent>();
+  #isOperating = false;
+  #operation = 0;
+  #attachmentCount = 0;
+  #nextAgent = 0;
+  /** What the operator is to do besides keeping the volume attached. */
+  #wish: 'move' | 'detach' | null = null;
+  #writeCount = 0;
+  #rebuilds = 0;
+  #failure: string | null = null;
+
+  constructor(plan: Plan, options: { readonly mutation: Mutation; readonly traced: boolean }) {
+    this.#plan = plan;
+    this.mutation = options.mutation;
+    this.world = new World(plan.seed, { traced: options.traced });
+    this.network = new Network(this.world);
+    this.control = new SimControl({
+      world: this.world,
+      network: this.network,
+      mutation: this.mutation,
+      onVolume: (volume) => this.#observe(volume),
+      nodeCommand: (id, process, commandId, action) => this.node(id).command(process, commandId, action),
+      agentCommand: (id, process, commandId, action) =>
+        this.#agents.find((agent) => agent.id === id)!.command(process, commandId, action),
+    });
+    this.#nodes = Array.from({ length: plan.nodeCount }, (_, i) => new SimNode(this, `node-${i + 1}`));
+    this.#agents = Array.from(
+      { length: plan.agentCount },
+      (_, i) => new SimAgent(this, `agent-${i + 1}`, { onDevice: (device) => this.#onDevice(device) }),
+    );
+  }
+
+  node(id: string): SimNode {
+    return this.#nodes.find((node) => node.id === id)!;
+  }
+
+  async run(): Promise<string | null> {
+    const { world } = this;
+    const nodeIds = this.#nodes.map(({ id }) => id);
+    const made = newVolume({
+      ...{ id: VOLUME_ID, name: 'sim', sizeBytes: SIZE_BYTES, nodeIds },
+      createdAt: '',
+    });
+    await this.control.create({ ...made, state: 'available' });
+    this.control.start();
+    for (const node of this.#nodes) node.start();
+    for (const agent of this.#agents) agent.start();
+    for (const op of this.#plan.ops) world.after(op.atMs, () => this.#apply(op));
+    for (const fault of this.#plan.faults) world.after(fault.atMs, () => this.#inject(fault));
+    world.after(OPERATOR_MS, () => this.#operate());
+    try {
+      await world.runUntil(this.#plan.endMs, () => this.#failure !== null);
+      this.#healAll();
+      // Time for everybody to notice what happened last.
+      await world.runUntil(world.now + NOTICE_MS, () => this.#failure !== null);
+      const settled = await world.runUntil(
+        world.now + SETTLE_MS_MAX,
+        () => this.#failure !== null || this.#isSettled(),
+      );
+      if (this.#failure !== null) return this.#failure;
+      if (!settled) return `it never settles: ${this.#state()}`;
+      await this.#readEverything();
+      if (this.#failure !== null) return this.#failure;
+      this.#history.check(UNITS_COUNT);
+      return this.#difference();
+    } catch (error) {
+      if (error instanceof Violation) return error.message;
+      throw error;
+    }
+  }
+
+  outcome(violation: string | null): Outcome {
+    const { digest, eventCount, now, trace } = this.world;
+    const { counts } = this.#history;
+    return { violation, digest, eventCount, endedMs: now, counts, rebuilds: this.#rebuilds, trace };
+  }
+
+  // The application
+
+  #apply(op: Op): void {
+    const device = this.#device;
+    if (device === null || device.isEnded) return;
+    this.#submit(device, op);
+  }
+
+  #submit(device: SimDevice, op: Op): boolean {
+    const { world } = this;
+    const history = this.#history;
+    const { generation } = device;
+    const start = world.now;
+    const units = Array.from({ length: op.count }, (_, i) => op.unit + i);
+    const range = { offset: offsetOf(op.unit), length: op.count * UNIT_BYTES };
+    const done = (text: (result: number, values: readonly number[]) => void) => {
+      return (result: number, values: readonly number[]) => {
+        world.note(
+          20,
+          result,
+          () => `${op.kind} ${units.join(' ')} → ${result < 0 ? result : values.join(' ')}`,
+        );
+        this.#guard(() => text(result, values));
+      };
+    };
+    if (op.kind === 'write') {
+      const id = ++this.#writeCount;
+      const isTaken = device.submit({
+        ...{ operation: Operation.WRITE, ...range, value: id },
+        done: done((result) => result >= 0 && history.acknowledge(id, world.now)),
+      });
+      if (!isTaken) return false;
+      world.note(21, id, () => `${device.name} writes ${id} to ${units.join(' ')}`);
+      history.begin({ id, units, generation, start });
+      return true;
+    }
+    const isRead = op.kind === 'read';
+    const isTaken = device.submit({
+      operation: isRead ? Operation.READ : Operation.FLUSH,
+      ...(isRead ? range : { offset: 0, length: 0 }),
+      value: 0,
+      done: done((result, values) => {
+        if (result < 0) return;
+        if (isRead) history.read(generation, units, values, start, world.now);
+        else history.flush(generation, start, world.now);
+      }),
+    });
+    return isTaken;
+  }
+
+  #guard(run: () => void): void {
+    try {
+      run();
+    } catch (error) {
+      if (!(error instanceof Violation)) throw error;
+      this.#failure ??= error.message;
+    }
+  }
+
+  async #readEverything(): Promise<void> {
+    const device = this.#device!;
+    for (let unit = 0; unit < UNITS_COUNT; unit++) {
+      this.#submit(device, { atMs: 0, kind: 'read', unit, count: 1 });
+      const isDone = await this.world.runUntil(
+        this.world.now + 5000,
+        () => device.activeCount === 0 || this.#failure !== null,
+      );
+      if (this.#failure !== null) return;
+      if (!isDone) this.#failure = 'the last reads do not end';
+    }
+  }
+
+  // The operator
+
+  #onDevice(device: SimDevice): void {
+    this.world.note(30, device.generation, () => `${device.name} is there, generation ${device.generation}`);
+    this.#device = device;
+    this.#history.admit(device.generation, this.world.now);
+  }
+
+  #operate(): void {
+    this.world.after(OPERATOR_MS, () => this.#operate());
+    if (this.#isOperating || !this.control.isRunning) return;
+    const { attachmentId } = this.control.volume;
+    const agent = attachmentId === null ? null : (this.#agentOf.get(attachmentId) ?? null);
+    if (attachmentId === null) {
+      this.#attach();
+    } else if (this.#wish !== null) {
+      this.#detach(attachmentId, this.#wish === 'move');
+      this.#wish = null;
+    } else if (agent?.process == null || this.#device === null || this.#device.process !== agent.process) {
+      // The host has failed, and the device with it.
+      this.#detach(attachmentId, true);
+    }
+  }
+
+  #attach(): void {
+    const agents = this.#agents.filter(({ process }) => process !== null);
+    const agent = agents[this.#nextAgent++ % Math.max(1, agents.length)];
+    if (agent === undefined) return;
+    const id = `att-${++this.#attachmentCount}`;
+    this.#agentOf.set(id, agent);
+    const request = {
+      id,
+      volumeId: VOLUME_ID,
+      agentId: agent.id,
+      datapath: 'auto',
+      options: DEVICE_OPTIONS,
+    } as const;
+    this.#ask('attach', (attachments) => attachments.attach(request));
+  }
+
+  #detach(id: string, force: boolean): void {
+    this.#ask(force ? 'detach by force' : 'detach', (attachments) => attachments.detach(id, { force }));
+  }
+
+  #ask(name: string, run: Parameters<SimControl['ask']>[0]): void {
+    this.#isOperating = true;
+    const operation = ++this.#operation;
+    const process = this.control.process;
+    const end = (): void => {
+      if (this.#operation === operation) this.#isOperating = false;
+    };
+    process?.onKill(end);
+    this.control.ask(run, (answer) => {
+      end();
+      this.world.note(
+        31,
+        operation,
+        () => `${name}: ${isError(answer) ? `${answer.code} ${answer.message}` : 'done'}`,
+      );
+    });
+  }
+
+  #observe(volume: VolumeRecord): void {
+    const { world } = this;
+    const before = this.#last;
+    this.#last = volume;
+    if ((volume.lossEpoch ?? 0) > (before?.lossEpoch ?? 0)) this.#history.loss(world.now);
+    if (before !== null && before.attachmentId !== null && volume.attachmentId !== before.attachmentId) {
+      this.#history.retire(before.generation, world.now);
+    }
+    for (const [i, { state }] of volume.replicas.entries()) {
+      if (state === 'inSync' && before?.replicas[i]?.state === 'rebuilding') this.#rebuilds++;
+    }
+    const states = (): string =>
+      volume.replicas.map((r) => `${r.nodeId} ${r.state} ${r.staleSinceEpoch ?? ''}`).join(', ');
+    world.note(
+      32,
+      volume.epoch,
+      () => `generation ${volume.generation} epoch ${volume.epoch} ${volume.attachmentId}: ${states()}`,
+    );
+  }
+
+  #last: VolumeRecord | null = null;
+
+  // Faults
+
+  #inject(fault: Fault): void {
+    const { world, network } = this;
+    const { kind, durationMs } = fault;
+    const node = this.#nodes[fault.target % this.#nodes.length]!;
+    const other = this.#nodes[fault.other % this.#nodes.length]!;
+    const agent = this.#agents[fault.other % this.#agents.length]!;
+    const later = (run: () => void): void => void world.after(durationMs, run);
+    const cut = (pairs: readonly (readonly [string, string])[]): void => {
+      for (const [a, b] of pairs) network.cut(a, b);
+      later(() => {
+        for (const [a, b] of pairs) network.heal(a, b);
+      });
+    };
+    world.note(40, fault.target, () => `fault: ${kind} ${node.id} ${other.id} ${agent.id} ${durationMs}`);
+    switch (kind) {
+      case 'kill-node':
+      case 'power-node':
+        node.kill(kind === 'power-node');
+        later(() => node.start());
+        break;
+      case 'stop-node':
+        this.#pause(node.process, durationMs);
+        break;
+      case 'slow-disk':
+        node.disk.slowness = 50;
+        later(() => {
+          node.disk.slowness = 1;
+        });
+        break;
+      case 'isolate-node':
+        cut(
+          ['control', ...[...this.#nodes, ...this.#agents].map(({ id }) => id)].map(
+            (id) => [node.id, id] as const,
+          ),
+        );
+        break;
+      case 'cut-nodes':
+        cut([[node.id, other.id]]);
+        break;
+      case 'cut-agent-node':
+        cut([[agent.id, node.id]]);
+        break;
+      case 'cut-agent-control':
+        cut([[agent.id, 'control']]);
+        break;
+      case 'kill-agent':
+        agent.kill();
+        later(() => agent.start());
+        break;
+      case 'stop-agent':
+        this.#pause(agent.process, durationMs);
+        break;
+      case 'kill-control':
+        this.control.kill();
+        world.after(CONTROL_RESTART_MS + durationMs / 4, () => this.control.start());
+        break;
+      case 'move':
+      case 'detach':
+        this.#wish = kind;
+        break;
+      default:
+        for (const each of this.#nodes) each.kill(true);
+        later(() => {
+          for (const each of this.#nodes) each.start();
+        });
+    }
+  }
+
+  #pause(process: { stop(): void; continue(): void } | null, durationMs: number): void {
+    process?.stop();
+    this.world.after(durationMs, () => process?.continue());
+  }
+
+  #healAll(): void {
+    this.world.note(41, 0, () => 'all faults end');
+    this.network.healAll();
+    for (const node of this.#nodes) {
+      node.disk.slowness = 1;
+      node.process?.continue();
+      node.start();
+    }
+    for (const agent of this.#agents) {
+      agent.process?.continue();
+      agent.start();
+    }
+    this.control.start();
+    this.#wish = null;
+  }
+
+  // The end
+
+  #isSettled(): boolean {
+    const { attachmentId, replicas } = this.control.volume;
+    const device = this.#device;
+    return (
+      device !== null &&
+      attachmentId !== null &&
+      !device.isEnded &&
+      device.process.isAlive &&
+      device.attachmentId === attachmentId &&
+      device.generation === this.control.volume.generation &&
+      device.epoch === this.control.volume.epoch &&
+      device.activeCount === 0 &&
+      replicas.every(({ state }) => state === 'inSync')
+    );
+  }
+
+  #state(): string {
+    const { attachmentId, generation, epoch, replicas } = this.control.volume;
+    const states = replicas.map(({ nodeId, state }) => `${nodeId} ${state}`).join(', ');
+    const device = this.#device;
+    const open =
+      device === null
+        ? 'none'
+        : `${device.name} at epoch ${device.epoch}, ${device.activeCount} requests open`;
+    return `generation ${generation} epoch ${epoch}, ${attachmentId}, ${states}; device ${open}`;
+  }
+
+  #difference(): string | null {
+    const [first, ...others] = this.#nodes;
+    for (const node of others) {
+      for (let unit = 0; unit < UNITS_COUNT; unit++) {
+        const [a, b] = [first!.disk.data[unit], node.disk.data[unit]];
+        if (a !== b) return `at rest unit ${unit} is ${a} on ${first!.id} and ${b} on ${node.id}`;
+      }
+    }
+    return null;
+  }
+}
