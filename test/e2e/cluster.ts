@@ -19,6 +19,10 @@ const ROOT = resolve(import.meta.dirname, '../..');
 const LAUNCHER = join(ROOT, 'services/cli/blockwire.mjs');
 const LOG_TAIL_LINES = 15;
 const AGENT_READY_MS_MAX = 120_000;
+/** As a service manager would: with a cgroup of its own the agent keeps out of swap. */
+const OWN_CGROUP =
+  '{ echo +memory > /sys/fs/cgroup/cgroup.subtree_control; mkdir -p /sys/fs/cgroup/agent; ' +
+  'echo $$ > /sys/fs/cgroup/agent/cgroup.procs; } 2>/dev/null';
 
 const Ready = Type.Object({
   rest: Type.String(),
@@ -157,7 +161,7 @@ export class Agent {
       ...(handover ? ['--handover'] : []),
     ];
     let log = '';
-    const started = machine.start(`exec node agent/main.ts ${parameters.join(' ')}`, {
+    const started = machine.start(`${OWN_CGROUP}; exec node agent/main.ts ${parameters.join(' ')}`, {
       onOutput: (chunk) => {
         log = `${log}${chunk}`.slice(-65_536);
       },

@@ -1,0 +1,197 @@
+/** What a device is made like, how it grows, and how it ends when no replica answers. */
+import assert from 'node:assert/strict';
+import { after, before, describe, it } from 'node:test';
+import { eventually, fioVerify, MIB, World } from './world.ts';
+
+const REPLICA_TIMEOUT_MS = 2000;
+
+describe('the life of a device', () => {
+  let world: World;
+  before(async () => {
+    world = await World.start({ cpus: 4, agent: { replicaTimeoutMs: REPLICA_TIMEOUT_MS } });
+  });
+  after(() => world?.close());
+
+  const signalNodes = (signal: NodeJS.Signals): void => {
+    for (const { id } of world.cluster.nodes) world.cluster.signalNode(id, signal);
+  };
+
+  it('queues, depth, blocks, limits and read-only are as asked', async () => {
+    const volume = await world.rest.createVolume({ name: 'form', sizeBytes: 64 * MIB, replicas: 2 });
+    const asked = { queues: 4, queueDepth: 64, blockSizeBytes: 4096, readOnly: true };
+    const { id, device } = await world.rest.attach({ volume: volume.id, ...asked });
+    const queue = `/sys/block/${device.slice(5)}/queue`;
+    const limits = await world.shell(
+      `cd ${queue} && grep . logical_block_size physical_block_size minimum_io_size optimal_io_size ` +
+        'max_hw_sectors_kb discard_granularity discard_max_bytes write_zeroes_max_bytes nr_requests fua write_cache; ' +
+        `ls ../mq | wc -l; blockdev --getro ${device}; lsblk -dnt -o MIN-IO,PHY-SEC,LOG-SEC ${device}`,
+    );
+    assert.deepEqual(
+      limits
+        .trim()
+        .split('\n')
+        .map((line) => line.trim().replace(/\s+/g, ' ')),
+      [
+        'logical_block_size:4096',
+        'physical_block_size:4096',
+        'minimum_io_size:4096',
+        'optimal_io_size:4096',
+        'max_hw_sectors_kb:1024',
+        'discard_granularity:4096',
+        `discard_max_bytes:${2 ** 30}`,
+        `write_zeroes_max_bytes:${2 ** 30}`,
+        'nr_requests:64',
+        'fua:1',
+        'write_cache:write back',
+        '4',
+        '1',
+        '4096 4096 4096',
+      ],
+    );
+    const write = await world.machine.run(`dd if=/dev/zero of=${device} bs=4k count=1 oflag=direct`);
+    assert.notEqual(write.exitCode, 0);
+    await world.shell(`dd if=${device} of=/dev/null bs=1M count=8 iflag=direct`);
+    await world.rest.detach(id);
+
+    const again = await world.rest.attach({ volume: volume.id });
+    const small = await world.shell(
+      `cat /sys/block/${again.device.slice(5)}/queue/logical_block_size; blockdev --getro ${again.device}; ` +
+        `dd if=/dev/urandom of=${again.device} bs=512 seek=3 count=5 oflag=direct status=none; echo $?`,
+    );
+    assert.equal(small, '512\n0\n0\n');
+    await world.rest.detach(again.id);
+    await world.rest.deleteVolume(volume.id);
+  });
+
+  for (const [fileSystem, make, grow] of [
+    ['ext4', 'mkfs.ext4 -q', 'resize2fs $DEVICE'],
+    ['xfs', 'mkfs.xfs -q', 'xfs_growfs /run/grown'],
+  ] as const) {
+    it(`a mounted ${fileSystem} grows with its volume`, async () => {
+      const [volume, { id, device }] = await world.attachNew(`grown-${fileSystem}`, 320 * MIB);
+      await world.shell(`${make} ${device} && mkdir -p /run/grown && mount ${device} /run/grown`);
+      await world.shell(
+        'dd if=/dev/urandom of=/run/grown/before bs=1M count=16 && cksum /run/grown/before > /run/sum',
+      );
+      const resized = await world.rest.resize(volume.id, 512 * MIB);
+      assert.equal(resized.sizeBytes, 512 * MIB);
+      assert.equal(await world.shell(`blockdev --getsize64 ${device}`), `${512 * MIB}\n`);
+      await world.shell(grow.replace('$DEVICE', device));
+      // More than there was room for.
+      await world.shell('dd if=/dev/urandom of=/run/grown/after bs=1M count=340 oflag=direct');
+      await world.shell('cksum /run/grown/before | cmp - /run/sum && umount /run/grown');
+      await world.shell(fileSystem === 'ext4' ? `fsck.ext4 -fn ${device}` : `xfs_repair -n ${device}`);
+
+      // Another process of the agent finds the device in its new size, and grows it further.
+      world.agent.process.kill('SIGKILL');
+      await world.agent.process.done;
+      await world.restartAgent();
+      await world.rest.resize(volume.id, 516 * MIB);
+      assert.equal(await world.shell(`blockdev --getsize64 ${device}`), `${516 * MIB}\n`);
+      const shrink = await world.rest.refusal('PATCH', `/v1/volumes/${volume.id}`, { sizeBytes: 64 * MIB });
+      assert.equal(shrink, '400 BW_INVALID_ARGUMENT');
+      await world.rest.detach(id);
+      const digests = await world.replicaDigests(volume);
+      assert.equal(digests[0], digests[1]);
+      await world.rest.deleteVolume(volume.id);
+    });
+  }
+
+  it('a device that is taken away under load ends the load with an error, and is gone', async () => {
+    const [volume, { id, device }] = await world.attachNew('taken', 64 * MIB);
+    const load = world.machine.start(fioVerify(device, { sizeBytes: 64 * MIB }));
+    await eventually(
+      () => world.agentMetric('blockwire_agent_bytes_total', { volume: volume.id, operation: 'write' }),
+      (bytes) => bytes > 4 * MIB,
+    );
+    await world.rest.detach(id, { force: true });
+    assert.notEqual((await load.done).exitCode, 0);
+    await world.shell(`test ! -e ${device} && test ! -e ${device.replace('ublkb', 'ublkc')}`);
+    await world.rest.deleteVolume(volume.id);
+  });
+
+  it('memory that is written out to a device comes back, under pressure', async (t) => {
+    const [volume, { id, device }] = await world.attachNew('swap', 1024 * MIB);
+    await world.shell(`mkswap ${device} && swapon ${device}`);
+    assert.equal(await world.shell('cat /sys/fs/cgroup/agent/memory.swap.max'), '0\n');
+    // tail keeps all of it, as it looks for the start of the last line.
+    const count = await world.shell(`head -c ${1800 * MIB} /dev/zero | tail -n 1 | wc -c`);
+    assert.equal(Number(count), 1800 * MIB);
+    const [out, back] = (await world.shell("awk '/^pswp(out|in) / {print $2}' /proc/vmstat | sort -n"))
+      .trim()
+      .split('\n')
+      .map(Number);
+    t.diagnostic(`pages swapped: ${back} out, ${out} in, or the other way round`);
+    assert.ok(back! > 10_000, 'nothing was swapped');
+    assert.equal(await world.agentMetric('blockwire_agent_errors_total', { volume: volume.id }), 0);
+    await world.shell(`swapoff ${device}`);
+    await world.rest.detach(id);
+    await world.rest.deleteVolume(volume.id);
+  });
+
+  it('when no replica answers I/O fails after the I/O timeout, and goes on when one is back', async () => {
+    const volume = await world.rest.createVolume({ name: 'timeout', sizeBytes: 16 * MIB, replicas: 2 });
+    const { id, device } = await world.rest.attach({ volume: volume.id, ioTimeoutMs: 4000 });
+    const io = async (): Promise<string> => (await world.rest.attachment(id)).io;
+    await world.shell(`dd if=/dev/urandom of=${device} bs=4k count=16 oflag=direct`);
+    await eventually(io, (state) => state === 'ok');
+    signalNodes('SIGSTOP');
+    try {
+      const write = await world.machine.run(`dd if=/dev/urandom of=${device} bs=4k count=16 oflag=direct`);
+      assert.notEqual(write.exitCode, 0);
+      assert.match(write.output, /Input\/output error/);
+      await eventually(io, (state) => state === 'failing');
+      const labels = { volume: volume.id, state: 'failing' };
+      assert.equal(await world.agentMetric('blockwire_agent_io_state', labels), 1);
+      assert.match(world.agent.logTail(), /no in-sync replica has answered for 4000 ms: I\/O fails/);
+      const read = await world.machine.run(`dd if=${device} of=/dev/null bs=4k count=16 iflag=direct`);
+      assert.notEqual(read.exitCode, 0);
+    } finally {
+      signalNodes('SIGCONT');
+    }
+    await eventually(io, (state) => state === 'ok');
+    await world.shell(`dd if=/dev/urandom of=${device} bs=4k count=16 oflag=direct`);
+    await world.rest.detach(id);
+    await world.rest.deleteVolume(volume.id);
+  });
+
+  it('without an I/O timeout I/O waits for the replicas, however long, and detach --force ends it', async () => {
+    const [volume, { id, device }] = await world.attachNew('stuck', 64 * MIB);
+    await world.shell(`mkfs.ext4 -q ${device} && mkdir -p /run/stuck && mount ${device} /run/stuck`);
+    signalNodes('SIGSTOP');
+    try {
+      const writer = world.machine.start(
+        'dd if=/dev/urandom of=/run/stuck/file bs=1M count=8 conv=fsync; echo ended with $?',
+      );
+      const readers = world.machine.start(
+        `for i in 1 2 3; do dd if=${device} of=/dev/null bs=64k skip=$i count=4 iflag=direct & done; wait`,
+      );
+      await eventually(
+        () => world.machine.check('ps -eo state=,comm= | grep "^D.*dd" | wc -l'),
+        (count) => Number(count) >= 2,
+      );
+      await eventually(
+        async () => (await world.rest.attachment(id)).io,
+        (state) => state === 'waiting',
+      );
+      await world.rest.detach(id, { force: true });
+      assert.match((await writer.done).output, /ended with 1/);
+      await readers.done;
+      await eventually(
+        () => world.machine.check(`ls ${device} 2>/dev/null | wc -l; ps -eo state= | grep -c D || true`),
+        (output) => output === '0\n0\n',
+      );
+    } finally {
+      signalNodes('SIGCONT');
+    }
+    await world.shell('umount /run/stuck');
+    await eventually(
+      () => world.rest.call('GET', '/v1/nodes'),
+      ({ body }) => (JSON.stringify(body).match(/"online"/g) ?? []).length === 2,
+    );
+    const again = await world.rest.attach({ volume: volume.id });
+    await world.shell(`fsck.ext4 -fy ${again.device}; fsck.ext4 -fn ${again.device}`);
+    await world.rest.detach(again.id);
+    await world.rest.deleteVolume(volume.id);
+  });
+});
