@@ -6,8 +6,9 @@
  * - A write completes when every member (in sync, or being rebuilt and joined) acknowledged it, or left the membership.
  * - A replica being rebuilt joins when its link is up: it gets every write that begins from then on, and no read.
  * - The mirror never decides that a replica is out: it reports the loss, and goes on when the membership says so.
- * - Overlapping writes are never in flight together, so replicas cannot differ in their order. A read waits for the
- *   writes it overlaps: replicas may hold the old or the new content until then, and reads must not go back in time.
+ * - Overlapping writes are never in flight together, so replicas cannot differ in their order. Reads and
+ *   writes of the same bytes are not in flight together either: until a write is complete, replicas may hold the old or
+ *   the new content, and what a read has shown must not be gone again when another replica answers, or the writer dies.
  * - A tag is completed exactly once, and only while no link can still touch its buffer: a link reports `linkDown`
  *   after its last operation ended.
  */
@@ -438,7 +439,7 @@ export class Mirror {
     return this.#ranges.claim(tag, offsetBytes[tag]!, lengthBytes[tag]!);
   }
 
-  /** Whether a write-like request overlaps one in flight, or one of the first `waitingCount` that wait. */
+  /** Whether a request may not be in flight with one that is, or with one of the first `waitingCount` that wait. */
   #overlapsEarlier(tag: number, waitingCount: number): boolean {
     if (this.#requests.operation[tag] === Operation.FLUSH) return false;
     for (let other = 0; other < this.#phase.length; other++) {
@@ -452,7 +453,8 @@ export class Mirror {
 
   #overlap(a: number, b: number): boolean {
     const { operation, offsetBytes, lengthBytes } = this.#requests;
-    if (operation[b] === Operation.READ || operation[b] === Operation.FLUSH) return false;
+    if (operation[b] === Operation.FLUSH) return false;
+    if (operation[a] === Operation.READ && operation[b] === Operation.READ) return false;
     return (
       offsetBytes[a]! < offsetBytes[b]! + lengthBytes[b]! &&
       offsetBytes[b]! < offsetBytes[a]! + lengthBytes[a]!
