@@ -28,6 +28,9 @@ export interface AttachmentsOptions {
   readonly resume: (attachmentId: string) => Promise<AttachVolume>;
 }
 
+/** With the release that may follow it within the time that the end of a process has for this part. */
+const LAST_SYNC_MS_MAX = 3_000;
+
 /** A device that was taken over. */
 export interface Takeover {
   readonly device: string;
@@ -223,6 +226,7 @@ export class Attachments {
    */
   async release(): Promise<{ attachmentId: string; heldAtMs: number }[]> {
     this.#closing = true;
+    await Promise.allSettled(this.#underWay.values());
     return Promise.all(
       this.devices.map((device) =>
         this.#inOrder(device.volumeId, async () => {
@@ -244,7 +248,7 @@ export class Attachments {
     await Promise.all(
       this.devices.map(async (device) => {
         try {
-          await device.detach(false);
+          await device.detach(false, LAST_SYNC_MS_MAX);
         } catch (error) {
           this.#options.log.warn(
             { device: device.path, reason: toBlockwireError(error).message },

@@ -47,7 +47,7 @@ const NODE_APPEARS_MS_MAX = 10_000;
 const REPORT_RETRY_MS = 500;
 const SYNC_MS_MAX = 20_000;
 /** Within the time that the end of the process has for each of its parts. */
-const RELEASE_MS_MAX = 8_000;
+const RELEASE_MS_MAX = 6_000;
 const QUIESCE_MS = 200;
 const RECOVERY_POLL_MS = 5;
 /** Discards reach whole blocks of the nodes' checksums; also the physical block. */
@@ -253,13 +253,13 @@ export class BlockDevice {
    * Removes the device. Without `force`, BW_DEVICE_BUSY while it is open. With it, requests that still wait for a
    * replica fail with an I/O error.
    */
-  async detach(force: boolean): Promise<void> {
+  async detach(force: boolean, syncMsMax = SYNC_MS_MAX): Promise<void> {
     if (force) {
       this.#closing = true;
       this.#queues?.post({ type: 'fail' });
       await stopDevice(this.#deviceId);
     } else {
-      await this.#sync();
+      await this.#sync(syncMsMax);
       await this.#stopUnlessOpen();
     }
     await this.#discard();
@@ -353,6 +353,11 @@ export class BlockDevice {
         this.#options.log.info({ volume: this.volumeId, node: nodeId, reason }, change);
       this.#wasUp[replica] = up;
     }
+    this.#changed();
+  }
+
+  /** A link or the membership changed. */
+  #changed(): void {
     this.#linkChanged.resolve();
     this.#linkChanged = Promise.withResolvers<void>();
     this.#watchIo();
@@ -407,7 +412,7 @@ export class BlockDevice {
     if (membership.epoch < this.#membership.epoch) return;
     this.#membership = membership;
     this.#queues?.post({ type: 'membership', inSync: this.#inSyncMask(membership) });
-    this.#watchIo();
+    this.#changed();
     this.#options.log.info(
       { volume: this.volumeId, epoch: membership.epoch, replicas: this.replicas },
       'new membership',
@@ -462,14 +467,14 @@ export class BlockDevice {
    * What programs wrote through the page cache goes to the replicas before the device does; by another process, see
    * above. Throws BW_TIMEOUT when they do not take it.
    */
-  async #sync(): Promise<void> {
+  async #sync(milliseconds: number): Promise<void> {
     const synced = new Promise<void>((resolve) => {
       execFile('sync', [this.path], (error) => {
         if (error !== null) this.#options.log.warn({ device: this.path, err: error }, 'not synced');
         resolve();
       });
     });
-    await this.#within(synced, SYNC_MS_MAX, `${this.path} was not synced`);
+    await this.#within(synced, milliseconds, `${this.path} was not synced`);
   }
 
   /** Until every queue has an idle tag: new requests are held back from the first attempt on. */
