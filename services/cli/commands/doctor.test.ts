@@ -15,6 +15,7 @@ const REPORT: Report = {
       { mode: 'fused', available: false, missing: 'SEND with registered buffers' },
       { mode: 'copy', available: true, missing: null },
     ],
+    rungs: [{ name: 'io_uring SEND', available: false, reason: 'EINVAL' }],
   },
 };
 
@@ -34,6 +35,7 @@ test('people see what is missing, what to do, and what auto takes', () => {
   const text = formatReport(REPORT);
   assert.match(text, /^ublk +missing +\/dev\/ublk-control is missing$/m);
   assert.match(text, /^fused +no +SEND with registered buffers$/m);
+  assert.match(text, /^io_uring SEND +no +EINVAL$/m);
   assert.match(text, /^ublk +modprobe ublk_drv$/m);
   assert.match(text, /auto takes: copy\n$/);
   assert.match(formatReport({ ...REPORT, datapath: { auto: null, modes: [] } }), /No data path works/);

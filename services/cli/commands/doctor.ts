@@ -29,6 +29,10 @@ const Report = Type.Object({
         missing: Type.Optional(Type.Union([Type.String(), Type.Array(Type.String()), Type.Null()])),
       }),
     ),
+    /** The steps of the ladder inside `fused`. */
+    rungs: Type.Optional(
+      Type.Array(Type.Object({ name: Type.String(), available: Type.Boolean(), reason: Type.String() })),
+    ),
   }),
 });
 export type Report = Static<typeof Report>;
@@ -97,6 +101,14 @@ export function formatReport({ host, checks, datapath }: Report): string {
     ],
     datapath.modes,
   );
+  const rungTable = formatTable(
+    [
+      { header: 'INSIDE FUSED', value: (rung) => rung.name },
+      { header: 'AVAILABLE', value: (rung) => (rung.available ? 'yes' : 'no') },
+      { header: 'REASON', value: (rung) => rung.reason },
+    ],
+    datapath.rungs ?? [],
+  );
   const advice = checks
     .filter((check) => !check.ok && check.advice)
     .map((check): [string, string] => [check.name, check.advice!]);
@@ -107,6 +119,7 @@ export function formatReport({ host, checks, datapath }: Report): string {
     ]),
     checkTable,
     modeTable,
+    ...(datapath.rungs === undefined ? [] : [rungTable]),
     ...(advice.length === 0 ? [] : [`What to do:\n${formatProperties(advice)}`]),
     datapath.auto === null
       ? 'No data path works on this host: volumes cannot be attached here.\n'
