@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { text } from 'node:stream/consumers';
 import { after, before, test } from 'node:test';
 import { processRequest } from './commands/run.ts';
 import { ExitCode } from './errors.ts';
@@ -42,7 +43,8 @@ const answers: Record<string, unknown> = {
   'GET /v1/volumes?name=absent': [],
   'GET /v1/volumes/vol-0123456789ab': VOLUME,
   'GET /v1/attachments': [{ ...ATTACHMENT, id: 'att-ffffffffffff', volume: 'vol-ffffffffffff' }, ATTACHMENT],
-  'POST /v1/attachments': ATTACHMENT,
+  'POST /v1/attachments': { ...ATTACHMENT, io: 'waiting' },
+  'PATCH /v1/volumes/vol-0123456789ab': { ...VOLUME, sizeBytes: 2 ** 31 },
   'DELETE /v1/attachments/att-0123456789ab?force=true': '',
   'GET /v1/nodes': [NODE],
 };
@@ -50,11 +52,13 @@ const answers: Record<string, unknown> = {
 let server: Server;
 let rest: string;
 let requests: string[] = [];
+let bodies: string[] = [];
 
 before(async () => {
-  server = createServer((request, response) => {
+  server = createServer(async (request, response) => {
     const key = `${request.method} ${request.url}`;
     requests.push(key);
+    bodies.push(await text(request));
     const body = answers[key] ?? { code: 'BW_NOT_FOUND', message: key };
     response.writeHead(key in answers ? 200 : 404).end(JSON.stringify(body));
   }).listen(0, '127.0.0.1');
@@ -71,13 +75,14 @@ async function run(...argv: string[]): Promise<{ exitCode: ExitCode; stdout: str
   let stdout = '';
   let stderr = '';
   requests = [];
+  bodies = [];
   const exitCode = await runCommandLine(argv, {
     output: {
-      stdout: (text) => {
-        stdout += text;
+      stdout: (said) => {
+        stdout += said;
       },
-      stderr: (text) => {
-        stderr += text;
+      stderr: (said) => {
+        stderr += said;
       },
     },
     environment: { BLOCKWIRE_REST: rest },
@@ -95,6 +100,10 @@ test('a wrong command line is exit code 2, says why on stderr and asks no one', 
     [['volume', 'list', '--bogus'], /unknown option '--bogus'/],
     [['volume', 'list', 'more'], /too many arguments/],
     [['volume', 'attach', 'data', '--datapath', 'warp'], /auto, fused, splice, copy/],
+    [['volume', 'attach', 'data', '--queues', 'all'], /--queues/],
+    [['volume', 'attach', 'data', '--block-size', '1024'], /512, 4096/],
+    [['volume', 'attach', 'data', '--io-timeout', '5s'], /--io-timeout/],
+    [['volume', 'resize', 'data'], /--size/],
     [['--rest', 'nowhere', 'volume', 'list'], /not a REST address/],
     [['--json', 'node', '--id', 'x'], /no option before "node"/],
     [['up', '--nodes', '0'], /--nodes/],
@@ -144,6 +153,26 @@ test('attach prints the device', async () => {
   const { exitCode, stdout } = await run('volume', 'attach', VOLUME.id);
   assert.equal(exitCode, ExitCode.OK);
   assert.match(stdout, /^device +\/dev\/ublkb0$/m);
+});
+
+test('attach asks for what was asked for, and for nothing else', async () => {
+  await run('volume', 'attach', VOLUME.id);
+  assert.deepEqual(JSON.parse(bodies.at(-1)!), { volume: VOLUME.id, datapath: 'auto' });
+  const options = ['--queues', '4', '--queue-depth', '256', '--block-size', '4096', '--read-only'];
+  const { stdout } = await run('volume', 'attach', VOLUME.id, ...options, '--io-timeout', '5000');
+  assert.deepEqual(JSON.parse(bodies.at(-1)!), {
+    ...{ volume: VOLUME.id, datapath: 'auto', queues: 4, queueDepth: 256 },
+    ...{ blockSizeBytes: 4096, readOnly: true, ioTimeoutMs: 5000 },
+  });
+  assert.match(stdout, /^I\/O +waiting$/m);
+});
+
+test('resize sends the new size and shows the volume', async () => {
+  const { exitCode, stdout } = await run('volume', 'resize', 'data', '--size', '2GiB');
+  assert.equal(exitCode, ExitCode.OK);
+  assert.equal(requests.at(-1), 'PATCH /v1/volumes/vol-0123456789ab');
+  assert.deepEqual(JSON.parse(bodies.at(-1)!), { sizeBytes: 2 ** 31 });
+  assert.match(stdout, /^size +2 GiB$/m);
 });
 
 test('detach finds the attachment by the volume’s name', async () => {
