@@ -64,6 +64,7 @@ export class SimDevice implements MirrorHost, LinkHost {
     const inSync = maskOf(membership, 'inSync');
     this.mirror = new Mirror({ requests: this.requests, links: this.#links, host: this, inSync });
     this.#mutate();
+    cluster.onLoss(membership.lossEpoch);
     this.#checkpointer = new Checkpointer({
       epoch: membership.epoch,
       host: {
@@ -197,6 +198,7 @@ export class SimDevice implements MirrorHost, LinkHost {
     const states = (): string =>
       membership.replicas.map(({ nodeId, state }) => `${nodeId} ${state}`).join(', ');
     world.note(11, membership.epoch, () => `${this.name} goes by epoch ${membership.epoch}: ${states()}`);
+    this.cluster.onLoss(membership.lossEpoch);
     if (membership.lossEpoch > before.lossEpoch && mutation !== 'swallow-loss') this.mirror.noteLoss();
     this.#checkpointer.membership(membership.epoch);
     const inSync = maskOf(membership, 'inSync');

@@ -25,6 +25,13 @@ interface Read {
   readonly end: number;
 }
 
+interface Flush {
+  readonly generation: number;
+  readonly start: number;
+  readonly end: number;
+  readonly isDone: boolean;
+}
+
 interface Zone {
   readonly value: number;
   /** The first end of an operation on the value, and the last start. */
@@ -35,7 +42,7 @@ interface Zone {
 export class History {
   readonly #writes = new Map<number, Write>();
   readonly #reads: Read[] = [];
-  readonly #flushes: { readonly start: number; readonly end: number }[] = [];
+  readonly #flushes: Flush[] = [];
   readonly #losses: number[] = [];
   /** Generations whose device was taken away, and when: what they say later does not count. */
   readonly #retired = new Map<number, number>();
@@ -50,7 +57,7 @@ export class History {
     return {
       writes: acknowledged.length,
       reads: this.#reads.length,
-      flushes: this.#flushes.length,
+      flushes: this.#flushes.filter(({ isDone }) => isDone).length,
       losses: this.#losses.length,
     };
   }
@@ -83,8 +90,8 @@ export class History {
     }
   }
 
-  flush(generation: number, start: number, now: number): void {
-    if (!this.#isRetired(generation, now)) this.#flushes.push({ start, end: now });
+  flush(generation: number, isDone: boolean, start: number, now: number): void {
+    if (!this.#isRetired(generation, now)) this.#flushes.push({ generation, isDone, start, end: now });
   }
 
   /** The volume was taken from this generation. */
@@ -99,6 +106,7 @@ export class History {
     }
   }
 
+  /** The writer hears of a loss: nothing that it hears later is of before. */
   loss(now: number): void {
     this.#losses.push(now);
   }
@@ -132,13 +140,22 @@ export class History {
   ): Set<number> {
     const own = writes.filter(({ start, end }) => start < until && end > from);
     const flushed = own.filter(
-      ({ end, isAcknowledged }) =>
-        isAcknowledged && this.#flushes.some((f) => end <= f.start && f.start < until),
+      ({ end, generation, isAcknowledged }) =>
+        isAcknowledged && this.#flushes.some((f) => end <= f.start && this.#counts(f, generation, until)),
     );
     const survivors = new Set<number>();
     if (flushed.length === 0) for (const value of before) survivors.add(value);
     for (const { id, end } of own) if (!flushed.some(({ start }) => end < start)) survivors.add(id);
     return survivors;
+  }
+
+  /** Whether a flush says that a write of this generation, of before a loss, is safe. */
+  #counts(flush: Flush, generation: number, loss: number): boolean {
+    if (!flush.isDone) return false;
+    if (flush.start < loss) return true;
+    // One that begins later says so, too, unless the loss was told by one that failed.
+    const isTold = this.#flushes.some((f) => !f.isDone && f.end >= loss && f.end <= flush.end);
+    return flush.generation === generation && !isTold;
   }
 
   #isRetired(generation: number, now: number): boolean {

@@ -25,6 +25,8 @@ export interface Cluster {
   readonly control: SimControl;
   readonly mutation: Mutation;
   node(id: string): SimNode;
+  /** A writer hears that what was not flushed may be lost. */
+  onLoss(lossEpoch: number): void;
 }
 
 type Reply = (error: BlockwireError | null) => void;

@@ -59,6 +59,7 @@ class Simulation implements Cluster {
   #wish: 'move' | 'detach' | null = null;
   #writeCount = 0;
   #rebuilds = 0;
+  #lossEpoch = 0;
   #failure: string | null = null;
 
   constructor(plan: Plan, options: { readonly mutation: Mutation; readonly traced: boolean }) {
@@ -132,7 +133,7 @@ class Simulation implements Cluster {
   #apply(op: Op): void {
     const device = this.#device;
     if (device === null || device.isEnded) return;
-    this.#submit(device, op);
+    device.process.enter(() => this.#submit(device, op));
   }
 
   #submit(device: SimDevice, op: Op): boolean {
@@ -169,9 +170,8 @@ class Simulation implements Cluster {
       ...(isRead ? range : { offset: 0, length: 0 }),
       value: 0,
       done: done((result, values) => {
-        if (result < 0) return;
-        if (isRead) history.read(generation, units, values, start, world.now);
-        else history.flush(generation, start, world.now);
+        if (!isRead) history.flush(generation, result >= 0, start, world.now);
+        else if (result >= 0) history.read(generation, units, values, start, world.now);
       }),
     });
     return isTaken;
@@ -199,6 +199,12 @@ class Simulation implements Cluster {
     }
   }
 
+  onLoss(lossEpoch: number): void {
+    if (lossEpoch <= this.#lossEpoch) return;
+    this.#lossEpoch = lossEpoch;
+    this.#history.loss(this.world.now);
+  }
+
   // The operator
 
   #onDevice(device: SimDevice): void {
@@ -217,7 +223,12 @@ class Simulation implements Cluster {
     } else if (this.#wish !== null) {
       this.#detach(attachmentId, this.#wish === 'move');
       this.#wish = null;
-    } else if (agent?.process == null || this.#device === null || this.#device.process !== agent.process) {
+    } else if (
+      agent?.process == null ||
+      this.#device === null ||
+      this.#device.isEnded ||
+      this.#device.process !== agent.process
+    ) {
       // The host has failed, and the device with it.
       this.#detach(attachmentId, true);
     }
@@ -265,7 +276,6 @@ class Simulation implements Cluster {
     const { world } = this;
     const before = this.#last;
     this.#last = volume;
-    if ((volume.lossEpoch ?? 0) > (before?.lossEpoch ?? 0)) this.#history.loss(world.now);
     if (before !== null && before.attachmentId !== null && volume.attachmentId !== before.attachmentId) {
       this.#history.retire(before.generation, world.now);
     }

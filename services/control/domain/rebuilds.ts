@@ -11,7 +11,7 @@ import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
 import { exportName, installMembership, membershipOf, rebuildEnded } from './membership.ts';
 import { attachments, nodes, type ReplicaRecord, type VolumeRecord, volumes } from './records.ts';
-import { beginRebuild, inSyncReplicas, joinedEpochOf } from './volume-state.ts';
+import { beginRebuild, inSyncReplicas, joinedEpochOf, writtenReplicas } from './volume-state.ts';
 
 export class Rebuilder {
   readonly #context: Context;
@@ -79,6 +79,9 @@ export class Rebuilder {
     const isTold = attachment === null || this.#told.get(attachment.id) === begun.epoch;
     const waiting = rebuildingReplicas(begun).filter((replica) => !this.#ordered.has(keyOf(begun, replica)));
     if (isTold && waiting.length === 0) return;
+    // A writer reports what it loses. Here a member that is only late to come back would be taken for lost.
+    const isLate = writtenReplicas(begun).some(({ nodeId }) => !nodeFleet.isOnline(nodeId));
+    if (attachment !== null && isLate) return;
     const { generation } = begun;
     const volume = await installMembership(this.#context, { volumeId, generation });
     if (attachment !== null) await this.#tell(attachment, volume);

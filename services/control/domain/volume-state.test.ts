@@ -174,4 +174,7 @@ test('accepting a loss is a new epoch that says so', () => {
   const accepted = acceptLoss(volume());
   assert.equal(accepted.epoch, 2);
   assert.equal(accepted.lossEpoch, 2);
+  const ended = acceptLoss(rebuilding());
+  assert.equal(stateOf(ended, 'n2')?.state, 'stale');
+  assert.deepEqual([ended.epoch, ended.lossEpoch], [4, 4]);
 });

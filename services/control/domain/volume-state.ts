@@ -119,21 +119,22 @@ export function promoteReplica(volume: VolumeRecord, nodeId: string): VolumeReco
 
 /** The next generation: a rebuild does not outlive the writer whose writes it relied on. */
 export function nextGeneration(volume: VolumeRecord): VolumeRecord {
-  const rebuilding = volume.replicas.filter(({ state }) => state === 'rebuilding');
-  const ended =
-    markStale(
-      volume,
-      rebuilding.map(({ nodeId }) => nodeId),
-    ) ?? volume;
-  return { ...ended, generation: volume.generation + 1 };
+  return { ...withoutRebuilds(volume), generation: volume.generation + 1 };
 }
 
 /**
  * The last in-sync replica is back from a power failure: it is taken as it is, at the next epoch, which tells the writer
- * that what was not flushed may be lost.
+ * that what was not flushed may be lost. Rebuilds end: the replica may lack what they skip as written since.
  */
 export function acceptLoss(volume: VolumeRecord): VolumeRecord {
-  return { ...volume, epoch: volume.epoch + 1, lossEpoch: volume.epoch + 1 };
+  const epoch = volume.epoch + 1;
+  return { ...withoutRebuilds(volume), epoch, lossEpoch: epoch };
+}
+
+function withoutRebuilds(volume: VolumeRecord): VolumeRecord {
+  const rebuilding = volume.replicas.filter(({ state }) => state === 'rebuilding');
+  const nodeIds = rebuilding.map(({ nodeId }) => nodeId);
+  return markStale(volume, nodeIds) ?? volume;
 }
 
 function withReplica(volume: VolumeRecord, nodeId: string, replica: ReplicaRecord): VolumeRecord {
