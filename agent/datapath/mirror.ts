@@ -231,7 +231,7 @@ export class Mirror {
 
   /**
    * The last replica in sync is back without what it had not flushed, even if it acknowledged it: what is not complete is
-   * sent again, and for what was, all flushes in flight fail, or else the next one.
+   * sent again, and for what was, the next flush fails, and all that are in flight now.
    */
   noteLoss(): void {
     this.#hasLoss = true;
@@ -239,9 +239,7 @@ export class Mirror {
       const operation = this.#requests.operation[tag];
       if (this.#phase[tag] !== Phase.ACTIVE || operation === Operation.READ) continue;
       this.#awaited[tag] = this.writtenMask;
-      if (operation !== Operation.FLUSH) continue;
-      this.#error[tag] = -EIO;
-      this.#hasLoss = false;
+      if (operation === Operation.FLUSH) this.#error[tag] = -EIO;
     }
     for (let replica = 0; replica < this.#links.length; replica++) {
       if ((this.writtenMask & this.#up & ~this.#lost & (1 << replica)) !== 0) this.#resume(replica);

@@ -1,0 +1,133 @@
+import assert from 'node:assert/strict';
+import { afterEach, beforeEach, test } from 'node:test';
+import { allocateRegion } from '@blockwire/native/memory.ts';
+import { Ring } from '@blockwire/native/ring.ts';
+import { IoringCqe, IoringOp, Iosqe, MSG_MORE } from '@blockwire/native/uapi/io-uring.ts';
+import { CounterIndex, createCounters, openCounters } from './counters.ts';
+import type { DatapathLadder } from './messages.ts';
+import { Payload } from './payload.ts';
+import { Operation, RequestTable } from './request.ts';
+import { ChainTransmitter, TransmitOp } from './transmit.ts';
+
+const DEPTH = 16;
+const SMALL = 4096;
+const LARGE = 65536;
+const HUGE = 262144;
+const NOTIFICATION = -(2 ** 31);
+
+let ring: Ring;
+let requests: RequestTable;
+let counters: Float64Array;
+let transmitter: ChainTransmitter;
+
+beforeEach(() => {
+  ring = new Ring({ entries: 128 });
+  requests = new RequestTable(DEPTH);
+  counters = openCounters(createCounters());
+  const ladder: DatapathLadder = {
+    send: 'zc',
+    zeroCopyBytesMin: HUGE,
+    receive: 'recv',
+    buffers: 'auto',
+    smallBytesMax: SMALL,
+  };
+  const payload = new Payload({
+    depth: DEPTH,
+    own: allocateRegion(DEPTH * SMALL),
+    strideBytes: SMALL,
+    ownBytesMax: SMALL,
+    userCopy: null,
+  });
+  transmitter = new ChainTransmitter({ ring, requests, payload, ladder, counters });
+});
+afterEach(() => ring.close());
+
+/** Starts a chain of requests and returns the SQEs that it is made of; nothing is submitted. */
+function chain(...wanted: [operation: number, length: number][]) {
+  for (const [tag, [operation, length]] of wanted.entries()) {
+    requests.operation[tag] = operation;
+    requests.lengthBytes[tag] = length;
+  }
+  const first = ring.pendingCount;
+  const queue = Uint16Array.from({ length: DEPTH }, (_, tag) => tag);
+  assert.equal(transmitter.start(9, 1, 7, queue, 0, wanted.length), null);
+  return Array.from({ length: ring.pendingCount - first }, (_, index) => {
+    const at = (first + index) * 16;
+    const head = ring.sqes[at]!;
+    return {
+      opcode: head & 0xff,
+      linked: ((head >> 8) & Iosqe.IO_LINK) !== 0,
+      silent: ((head >> 8) & Iosqe.CQE_SKIP_SUCCESS) !== 0,
+      more: (ring.sqes[at + 7]! & MSG_MORE) !== 0,
+      length: ring.sqes[at + 6]!,
+      operation: ring.sqes[at + 9]! & 0xff,
+    };
+  });
+}
+
+const part = { linked: true, silent: true, more: true, operation: TransmitOp.PART };
+const last = { linked: false, silent: false, more: false, operation: TransmitOp.LAST };
+
+test('headers of several reads go out as one piece', () => {
+  assert.deepEqual(chain([Operation.READ, LARGE], [Operation.READ, SMALL], [Operation.FLUSH, 0]), [
+    { ...last, opcode: IoringOp.SEND, length: 3 * 28 },
+  ]);
+});
+
+test('small writes are one message, whatever their number', () => {
+  const sqes = chain([Operation.WRITE, SMALL], [Operation.WRITE, 512], [Operation.TRIM, LARGE]);
+  assert.deepEqual(sqes, [{ ...last, opcode: IoringOp.SENDMSG, length: 1 }]);
+  assert.equal(transmitter.complete(TransmitOp.LAST, 0, 3 * 28 + SMALL + 512, 0), null);
+  assert.equal(transmitter.busy, false);
+});
+
+test('pages are linked behind what comes before them; zero copy only from its threshold up, and never silently', () => {
+  const sqes = chain([Operation.WRITE, SMALL], [Operation.WRITE, HUGE], [Operation.WRITE, LARGE]);
+  assert.deepEqual(sqes, [
+    { ...part, opcode: IoringOp.SENDMSG, length: 1 },
+    {
+      ...part,
+      opcode: IoringOp.SEND_ZC,
+      length: HUGE,
+      silent: false,
+      operation: TransmitOp.ZERO_COPY_PART,
+    },
+    { ...part, opcode: IoringOp.SEND, length: 28 },
+    { ...last, opcode: IoringOp.SEND, length: LARGE },
+  ]);
+  assert.equal(transmitter.notifications, 1);
+});
+
+test('a notification comes after the chain, and tells whether the kernel copied', () => {
+  chain([Operation.WRITE, HUGE], [Operation.WRITE, HUGE]);
+  assert.equal(transmitter.complete(TransmitOp.ZERO_COPY_PART, 0, HUGE, IoringCqe.MORE), null);
+  assert.equal(transmitter.complete(TransmitOp.ZERO_COPY_LAST, 1, HUGE, IoringCqe.MORE), null);
+  assert.deepEqual([transmitter.busy, transmitter.notifications], [false, 2]);
+  transmitter.complete(TransmitOp.ZERO_COPY_PART, 0, 0, IoringCqe.NOTIF);
+  transmitter.complete(TransmitOp.ZERO_COPY_LAST, 1, NOTIFICATION, IoringCqe.NOTIF);
+  assert.equal(transmitter.notifications, 0);
+  assert.equal(counters[CounterIndex.zeroCopySends], 2);
+  assert.equal(counters[CounterIndex.zeroCopyCopied], 1);
+});
+
+test('a silent part that fails ends the chain: nothing behind it is reported', () => {
+  chain([Operation.WRITE, SMALL], [Operation.WRITE, LARGE]);
+  assert.match(transmitter.complete(TransmitOp.PART, 0, -32, 0)!, /EPIPE/);
+  assert.equal(transmitter.busy, false);
+});
+
+test('behind a failed zero-copy send every part is reported, the last one ends the chain', () => {
+  chain([Operation.WRITE, HUGE], [Operation.WRITE, LARGE], [Operation.FLUSH, 0]);
+  assert.match(transmitter.complete(TransmitOp.ZERO_COPY_PART, 0, -104, IoringCqe.MORE)!, /ECONNRESET/);
+  assert.equal(transmitter.complete(TransmitOp.PART, 0, -125, 0), null);
+  assert.equal(transmitter.complete(TransmitOp.PART, 1, -125, 0), null);
+  assert.equal(transmitter.busy, true);
+  assert.equal(transmitter.complete(TransmitOp.LAST, 0, -125, 0), null);
+  assert.equal(transmitter.busy, false);
+  assert.equal(transmitter.notifications, 1);
+});
+
+test('a last part that is short puts the stream out of step', () => {
+  chain([Operation.READ, SMALL]);
+  assert.match(transmitter.complete(TransmitOp.LAST, 0, 20, 0)!, /cut short after 20 bytes/);
+});
