@@ -62,6 +62,21 @@ export function extendedRequestLength(view: DataView, at: number): number {
   return readUint64(view, at + 24);
 }
 
+/**
+ * Offset and length of a request, compact or extended, into `to[0]` and `to[1]`: bytes, or FIELD_INVALID. For hot paths: a
+ * number of 2^31 or more is allocated whenever a function that is not inlined returns it.
+ */
+export function copyRequestRange(view: DataView, at: number, extended: boolean, to: Float64Array): void {
+  const offsetHigh = view.getUint32(at + 16);
+  to[0] = offsetHigh > HIGH_WORD_MAX ? FIELD_INVALID : offsetHigh * TWO_POW_32 + view.getUint32(at + 20);
+  if (!extended) {
+    to[1] = view.getUint32(at + 24);
+    return;
+  }
+  const lengthHigh = view.getUint32(at + 24);
+  to[1] = lengthHigh > HIGH_WORD_MAX ? FIELD_INVALID : lengthHigh * TWO_POW_32 + view.getUint32(at + 28);
+}
+
 /** Writes the 28-byte header of a request. Offset and length in bytes. */
 export function encodeRequest(
   view: DataView,

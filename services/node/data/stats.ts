@@ -32,6 +32,7 @@ const NAMES = [
   'enters',
   'heapUsedBytes',
   'heapAllocatedBytes',
+  'gcSeconds',
 ] as const;
 
 export type StatName = (typeof NAMES)[number];

@@ -153,7 +153,7 @@ export class Receiver {
   }
 
   #beginRead(connection: Connection, request: Incoming): boolean {
-    const span = spanOf(request.offset, request.length);
+    const span = request.spanBytes;
     const slot = this.#take(connection, request, Math.min(span, PART_BYTES_MAX), false);
     if (slot === NO_SLOT) return false;
     this.#count(Stat.reads, 1);
@@ -165,13 +165,13 @@ export class Receiver {
   }
 
   #beginWrite(connection: Connection, request: Incoming): boolean {
-    const { offset, length, headerBytes } = request;
-    const span = spanOf(offset, length);
+    const { length, headerBytes } = request;
+    const span = request.spanBytes;
     if (span > PART_BYTES_MAX) {
       const slot = this.#take(connection, request, 0, false);
       if (slot === NO_SLOT) return false;
       connection.bulkSlot = slot;
-      connection.bulkOffset = offset;
+      connection.bulkOffset = request.offset;
       connection.bulkRemaining = length;
       // The receiving itself holds the whole.
       this.#slots.pending[slot] = 1;
@@ -183,11 +183,10 @@ export class Receiver {
       this.receiveMore(connection);
       return false;
     }
-    const merged = withinBlock(offset) !== 0 || withinBlock(offset + length) !== 0;
-    const slot = this.#take(connection, request, span, merged);
+    const slot = this.#take(connection, request, span, request.isPartial);
     if (slot === NO_SLOT) return false;
     this.#countWrite(length);
-    return this.#fillPayload(connection, slot, withinBlock(offset), length);
+    return this.#fillPayload(connection, slot, request.head, length);
   }
 
   /** The next part of a write that is longer than one block. */
@@ -276,13 +275,7 @@ export class Receiver {
   #take(connection: Connection, request: Incoming, spanBytes: number, withScratch: boolean): number {
     const slot = this.#admission.take(connection, spanBytes, withScratch);
     if (slot === NO_SLOT) return NO_SLOT;
-    const slots = this.#slots;
-    slots.type[slot] = request.type;
-    slots.flags[slot] = request.flags;
-    slots.cookieHigh[slot] = request.cookieHigh;
-    slots.cookieLow[slot] = request.cookieLow;
-    slots.offset[slot] = request.offset;
-    slots.length[slot] = request.length;
+    request.copyTo(this.#slots, slot);
     connection.rxHead += request.headerBytes;
     return slot;
   }

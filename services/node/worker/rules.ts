@@ -2,7 +2,7 @@
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import { REPLY_EXTENDED, REPLY_SIMPLE } from '@blockwire/proto/nbd/reply.ts';
 import { FIELD_INVALID } from '@blockwire/proto/nbd/request.ts';
-import { PART_BYTES_MAX, spanOf } from './block-math.ts';
+import { PART_BYTES_MAX } from './block-math.ts';
 import type { Connection } from './connection.ts';
 import type { Incoming } from './incoming.ts';
 
@@ -30,15 +30,12 @@ export function refusalOf(request: Incoming, connection: Connection): number {
   }
   if (type === nbd.NBD_CMD_FLUSH) return nbd.NBD_OK;
   if (type === nbd.NBD_CMD_BLOCK_STATUS && connection.contexts.length === 0) return nbd.NBD_EINVAL;
-  const { offset, length } = request;
-  if (request.movesData && length > nbd.NBD_PAYLOAD_SIZE_BYTES_MAX) return nbd.NBD_EINVAL;
+  if (request.movesData && request.length > nbd.NBD_PAYLOAD_SIZE_BYTES_MAX) return nbd.NBD_EINVAL;
   const volume = connection.volume!;
   const writes = type === nbd.NBD_CMD_WRITE || type === nbd.NBD_CMD_WRITE_ZEROES;
   if ((writes || type === nbd.NBD_CMD_TRIM) && volume.readOnly) return nbd.NBD_EPERM;
-  if (offset === FIELD_INVALID || length === FIELD_INVALID || length > volume.sizeBytes - offset) {
-    return writes ? nbd.NBD_ENOSPC : nbd.NBD_EINVAL;
-  }
-  if (request.has(nbd.NBD_CMD_FLAG_DF) && spanOf(offset, length) > PART_BYTES_MAX) return nbd.NBD_EOVERFLOW;
+  if (request.isOutside(volume)) return writes ? nbd.NBD_ENOSPC : nbd.NBD_EINVAL;
+  if (request.has(nbd.NBD_CMD_FLAG_DF) && request.spanBytes > PART_BYTES_MAX) return nbd.NBD_EOVERFLOW;
   const punches = type === nbd.NBD_CMD_WRITE_ZEROES || type === nbd.NBD_CMD_TRIM;
   return punches && !volume.canPunchHole ? nbd.NBD_EINVAL : nbd.NBD_OK;
 }

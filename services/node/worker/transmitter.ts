@@ -12,6 +12,7 @@ import {
   encodeError,
   encodeOffsetData,
   encodeSimpleReply,
+  REPLY_EXTENDED,
   REPLY_SIMPLE,
 } from '@blockwire/proto/nbd/reply.ts';
 import { Stat } from '../data/stats.ts';
@@ -32,6 +33,9 @@ const HEADERS_AT = MSGHDR_BYTES + (2 * REPLIES_MAX + 1) * IOVEC_BYTES;
 const HEADER_BYTES_MAX = (16 * 1024 - HEADERS_AT) / REPLIES_MAX;
 // The longest: an extended header with the error fields of an offset.
 if (HEADER_BYTES_MAX < 48) throw new Error('the transmit block is too small for its replies');
+/** Where an extended header has the offset of its request. */
+const EXTENDED_OFFSET_AT = 16;
+const OFFSET_BYTES = 8;
 const TWO_POW_32 = 0x1_0000_0000;
 
 export interface TransmitterHost {
@@ -130,26 +134,38 @@ export class Transmitter {
     const error = slots.error[slot]!;
     const high = slots.cookieHigh[slot]!;
     const low = slots.cookieLow[slot]!;
-    const offset = slots.offset[slot]!;
     const type = slots.type[slot]!;
+    // The encoders get 0 for the offset, which is written behind them: as an argument it might be boxed (block-math.ts).
     if (error !== nbd.NBD_OK) {
-      this.#addHeader(encodeError(view, at, mode, error, high, low, offset));
+      this.#addHeader(encodeError(view, at, mode, error, high, low, 0));
+      if (mode === REPLY_EXTENDED) this.#putOffset(at + EXTENDED_OFFSET_AT, slot);
       return;
     }
     const length = slots.length[slot]!;
     if (type === nbd.NBD_CMD_READ && length > 0) {
-      const header =
-        mode === REPLY_SIMPLE
-          ? encodeSimpleReply(view, at, 0, high, low)
-          : encodeOffsetData(view, at, mode, nbd.NBD_REPLY_FLAG_DONE, high, low, offset, offset, length);
-      this.#addHeader(header);
-      this.#addPiece(slots.buffer[slot]! + withinBlock(offset), length);
+      if (mode === REPLY_SIMPLE) {
+        this.#addHeader(encodeSimpleReply(view, at, 0, high, low));
+      } else {
+        const header = encodeOffsetData(view, at, mode, nbd.NBD_REPLY_FLAG_DONE, high, low, 0, 0, length);
+        this.#putOffset(at + header - OFFSET_BYTES, slot);
+        this.#addHeader(header);
+      }
+      this.#addPiece(slots.buffer[slot]! + withinBlock(slots.offset[slot]!), length);
     } else if (type === nbd.NBD_CMD_BLOCK_STATUS && length > 0) {
       // The whole reply stands in the request's block (block-status.ts).
       this.#addPiece(slots.buffer[slot]!, slots.ioLength[slot]!);
+      return;
     } else {
-      this.#addHeader(encodeDone(view, at, mode, high, low, offset));
+      this.#addHeader(encodeDone(view, at, mode, high, low, 0));
     }
+    if (mode === REPLY_EXTENDED) this.#putOffset(at + EXTENDED_OFFSET_AT, slot);
+  }
+
+  /** The slot's offset as a field of 64 bits. */
+  #putOffset(at: number, slot: number): void {
+    const offset = this.#slots.offset[slot]!;
+    this.#view.setUint32(at, offset / TWO_POW_32);
+    this.#view.setUint32(at + 4, offset);
   }
 
   // A read of several blocks: when everything before it is answered, its parts are read and sent one after the other.

@@ -1,10 +1,10 @@
 /** Entry of a data worker's thread: memory, ring, server, loop. */
-import { getHeapStatistics } from 'node:v8';
 import { allocateRegion } from '@blockwire/native/memory.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
 import type { FromWorker, ToWorker, WorkerSettings } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
 import { connectionPoolBytes } from './connection-table.ts';
+import { HeapSampler } from './heap-sampler.ts';
 import { RingIo } from './ring-io.ts';
 import { NodeServer } from './server.ts';
 
@@ -17,6 +17,7 @@ const io = new RingIo(loop.ring, allocateRegion(memoryBytes));
 const stats = new Float64Array(settings.stats);
 const post = (message: FromWorker): void => loop.post(message);
 const server = new NodeServer({ settings, io, post, onStopped: () => loop.stop() });
+const heap = new HeapSampler(stats);
 let heapSampledMs = 0;
 server.start();
 post({ type: 'ready', registeredMemory: io.registered });
@@ -30,8 +31,6 @@ loop.run({
     server.onTick(nowMs);
     if (nowMs - heapSampledMs < HEAP_SAMPLE_MS) return;
     heapSampledMs = nowMs;
-    const heap = getHeapStatistics();
-    stats[Stat.heapUsedBytes] = heap.used_heap_size;
-    stats[Stat.heapAllocatedBytes] = heap.total_allocated_bytes;
+    heap.sample();
   },
 });
