@@ -21,7 +21,8 @@ import { type Leftover, ladderFor, removeLeftover, takeOver } from './takeover.t
 export interface AttachmentsOptions {
   readonly log: Logger;
   readonly config: AgentConfig;
-  readonly probe: () => Promise<HostProbe>;
+  /** What this host offers; it does not change while a process lives. */
+  readonly probe: HostProbe;
   readonly reportLost: DeviceOptions['reportLost'];
   readonly onFatal: DeviceOptions['onFatal'];
   /** Asks the control plane for an attachment under the next generation. */
@@ -151,8 +152,7 @@ export class Attachments {
         `volume ${membership.volumeId} is attached as ${existing.path}`,
       );
     }
-    const { config, log } = this.#options;
-    const probe = await this.#options.probe();
+    const { config, log, probe } = this.#options;
     const asked = command.datapath === '' || command.datapath === 'auto' ? config.datapath : command.datapath;
     const device = await BlockDevice.create({
       ...this.#deviceOptions(command),
@@ -167,12 +167,11 @@ export class Attachments {
   /** Null when it was detached meanwhile. */
   async #recover(leftover: Leftover, command: AttachVolume): Promise<BlockDevice | null> {
     if (this.#closing || !this.#leftovers.has(leftover.attachmentId)) return null;
-    const probe = await this.#options.probe();
     const device = await BlockDevice.recover(
       {
         ...this.#deviceOptions(command),
         datapath: leftover.datapath,
-        ladder: ladderFor(leftover.info.features, chooseLadder(probe)),
+        ladder: ladderFor(leftover.info.features, chooseLadder(this.#options.probe)),
       },
       leftover.info,
     );

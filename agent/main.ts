@@ -36,7 +36,7 @@ async function main(config: AgentConfig): Promise<void> {
   const attachments = new Attachments({
     log,
     config,
-    probe: probeHost,
+    probe,
     reportLost: (report) => control.reportLost(report),
     resume: (attachmentId) => control.resume(attachmentId),
     // The devices stay with the kernel; the next process takes them over.

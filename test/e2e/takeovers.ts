@@ -10,10 +10,10 @@ import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { AttachBody } from './rest.ts';
 import { fioVerify, MIB, World } from './world.ts';
 
-const SIZE_BYTES = 32 * MIB;
+const SIZE_BYTES = 16 * MIB;
 const STOP_FILE = '/run/takeovers-end';
-/** The machine's processors are also to start agents. */
-const BURSTS = '--thinktime=300ms --thinktime_blocks=48';
+/** Bursts, and in between the machine's processors are free to start agents. */
+const BURSTS = '--thinktime=1s --thinktime_blocks=32';
 /** An agent is left to work so long at most before its end. */
 const LIFE_MS_MAX = 2000;
 
