@@ -1,12 +1,13 @@
 /**
- * The small file that says what a replica is. Replaced atomically, so that after a crash the old or the new one is
- * there; anything else is damage and is said so.
+ * The small file that says what a replica is. Replaced atomically (replace-file.ts); anything but an old or a new one is
+ * damage and is said so.
  */
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import Type, { type Static } from 'typebox';
 import { Compile } from 'typebox/compile';
+import { replaceFile } from './replace-file.ts';
 
 export const DESCRIPTOR_FILE = 'descriptor.json';
 export const FORMAT_VERSION = 2;
@@ -52,25 +53,5 @@ export function readDescriptor(directory: string): Descriptor {
 
 /** Replaces the descriptor so that it is durable when this returns. */
 export function writeDescriptor(directory: string, descriptor: Descriptor): void {
-  const path = join(directory, DESCRIPTOR_FILE);
-  const partial = `${path}.new`;
-  const fd = openSync(partial, 'w', 0o600);
-  try {
-    writeSync(fd, `${JSON.stringify(descriptor, null, 2)}\n`);
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
-  renameSync(partial, path);
-  syncDirectory(dirname(path));
-}
-
-/** Makes creations and renames in a directory durable. */
-export function syncDirectory(directory: string): void {
-  const fd = openSync(directory, 'r');
-  try {
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
+  replaceFile(join(directory, DESCRIPTOR_FILE), `${JSON.stringify(descriptor, null, 2)}\n`);
 }

@@ -1,10 +1,10 @@
 /** A data directory belongs to one node for ever: the control plane knows its replicas by that node's id. */
-import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import Type from 'typebox';
 import { Value } from 'typebox/value';
-import { syncDirectory } from './descriptor.ts';
+import { replaceFile } from './replace-file.ts';
 
 const NodeFile = Type.Object({ version: Type.Literal(1), nodeId: Type.String({ minLength: 1 }) });
 
@@ -16,15 +16,7 @@ export function keepNodeId(directory: string, nodeId: string): void {
     if (found === nodeId) return;
     throw new BlockwireError('BW_CONFLICT', `${directory} belongs to ${found}; start it with --id ${found}`);
   }
-  const fd = openSync(`${path}.new`, 'w', 0o600);
-  try {
-    writeSync(fd, `${JSON.stringify({ version: 1, nodeId })}\n`);
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
-  renameSync(`${path}.new`, path);
-  syncDirectory(directory);
+  replaceFile(path, `${JSON.stringify({ version: 1, nodeId })}\n`);
 }
 
 function read(path: string): string {

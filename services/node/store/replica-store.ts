@@ -12,9 +12,10 @@ import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statfsSync, sta
 import { join } from 'node:path';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
-import { type Descriptor, FORMAT_VERSION, syncDirectory, writeDescriptor } from './descriptor.ts';
+import { type Descriptor, FORMAT_VERSION, writeDescriptor } from './descriptor.ts';
 import { lockDataDirectory } from './lock.ts';
 import { EPOCH_MAX, REGION_DIRTY, type RegionTable } from './region-table.ts';
+import { syncDirectory } from './replace-file.ts';
 import {
   cloneReplicaFiles,
   closeReplicaFiles,
