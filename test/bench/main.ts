@@ -21,7 +21,7 @@ const USAGE = `usage: npm run bench -- [first|node|agent] [options]
   --quick         few jobs (unless --only), short runs
   --rounds N      how often each cell is measured
   --server NAME   first, agent: node (ours) or nbdkit
-  --only TEXT     only jobs whose name contains TEXT, such as '4k read'
+  --only LIST     only jobs whose name contains one of these, such as '4k read,64k'
   --section LIST  agent: some of tap, loopback, peer, separated by commas
   --device LIST   agent: these devices, such as nbd-client,fused-zc,fused-zc-x2; see test/bench/README.md
   --json FILE     also write every round and the medians to FILE`;

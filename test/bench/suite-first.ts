@@ -98,7 +98,8 @@ export function guestServerKind(asked: string | null): ServerKind {
 
 /** Throws BW_INVALID_ARGUMENT when no job is left. */
 export function selectJobs(jobs: readonly Job[], only: string | null): readonly Job[] {
-  const selected = jobs.filter(({ name }) => only === null || name.includes(only));
+  const wanted = only?.split(',') ?? [''];
+  const selected = jobs.filter(({ name }) => wanted.some((text) => name.includes(text)));
   if (selected.length > 0) return selected;
   const names = jobs.map(({ name }) => name).join(', ');
   throw new BlockwireError('BW_INVALID_ARGUMENT', `--only '${only}' names none of: ${names}`);
