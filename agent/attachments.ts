@@ -16,7 +16,7 @@ import type { AgentConfig } from './config.ts';
 import { chooseLadder } from './datapath/ladder.ts';
 import { chooseDatapath, type HostProbe } from './datapath/probe.ts';
 import { BlockDevice, type DeviceOptions } from './device.ts';
-import { type Leftover, ladderFor, removeLeftover, takeOver } from './takeover.ts';
+import { type Leftover, ladderFor, oldServerGone, removeLeftover, takeOver } from './takeover.ts';
 
 export interface AttachmentsOptions {
   readonly log: Logger;
@@ -92,6 +92,7 @@ export class Attachments {
       const device = await takeOver(leftover, {
         log,
         resume,
+        isFree: oldServerGone,
         isWanted: () => !this.#closing && this.#leftovers.has(leftover.attachmentId),
         recover: (command) => this.#inOrder(leftover.volumeId, () => this.#recover(leftover, command)),
       });

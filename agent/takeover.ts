@@ -18,6 +18,11 @@ const OLD_SERVER_MS_MAX = 10_000;
 const RETRY_MS_MIN = 100;
 const RETRY_MS_MAX = 2000;
 
+/** Resolves when no process has the device any more. Throws BW_DEVICE_BUSY. */
+export function oldServerGone(deviceId: number): Promise<void> {
+  return recoverable(deviceId, OLD_SERVER_MS_MAX);
+}
+
 export interface Leftover {
   readonly info: DeviceInfo;
   readonly path: string;
@@ -50,17 +55,19 @@ export async function takeOver(
   steps: {
     readonly log: Logger;
     readonly isWanted: () => boolean;
+    /** Resolves when no other process has the device any more. */
+    readonly isFree: (deviceId: number) => Promise<void>;
     readonly resume: (attachmentId: string) => Promise<AttachVolume>;
     readonly recover: (command: AttachVolume) => Promise<BlockDevice | null>;
   },
 ): Promise<BlockDevice | null> {
-  const { log, isWanted, resume, recover } = steps;
+  const { log, isWanted, isFree, resume, recover } = steps;
   const about = { volume: leftover.volumeId, attachment: leftover.attachmentId, device: leftover.path };
   let delayMs = RETRY_MS_MIN;
   while (isWanted()) {
     try {
       // Before the control plane is asked: its answer cuts whoever serves the device now.
-      if (leftover.info.state !== UblkState.DEAD) await recoverable(leftover.info.id, OLD_SERVER_MS_MAX);
+      if (leftover.info.state !== UblkState.DEAD) await isFree(leftover.info.id);
       const command = await resume(leftover.attachmentId);
       if (leftover.info.state === UblkState.DEAD) {
         log.warn(about, 'a device that was never started: detach it, and attach the volume again');
@@ -87,7 +94,7 @@ export async function takeOver(
  */
 export async function removeLeftover({ info }: Leftover, force: boolean): Promise<void> {
   if (info.state !== UblkState.DEAD) {
-    await recoverable(info.id, OLD_SERVER_MS_MAX);
+    await oldServerGone(info.id);
     if (!force && (info.features & UblkFeature.SAFE_STOP_DEV) === 0)
       throw new BlockwireError(
         'BW_DEVICE_BUSY',

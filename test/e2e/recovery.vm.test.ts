@@ -15,13 +15,13 @@ const ADD_FOREIGN = `node --input-type=module -e "
 describe('recovery', () => {
   let world: World;
   before(async () => {
-    world = await World.start({ cpus: 4 });
+    world = await World.start();
   });
   after(() => world?.close());
 
   for (const [queues, datapath] of [
     [1, 'fused'],
-    [4, 'copy'],
+    [2, 'copy'],
   ] as const) {
     it(`${datapath}, ${queues} queues: agents killed and replaced under load: no error, nothing lost, same devices`, async (t) => {
       const plan = { kills: queues === 1 ? 5 : 2, handovers: queues === 1 ? 2 : 1, seed: 7 };
