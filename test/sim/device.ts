@@ -10,7 +10,6 @@ import type { Cluster } from './node.ts';
 
 const DEPTH = 8;
 const REPORT_RETRY_MS = 150;
-const CHECKPOINT_MS = 300;
 
 /** What an application asks of a device. */
 export interface Io {
@@ -85,7 +84,7 @@ export class SimDevice implements MirrorHost, LinkHost {
     }
     // What an earlier writer has left is covered by the first checkpoint.
     this.#checkpointer.noteWrite();
-    process.every(CHECKPOINT_MS, () => !this.#isEnded && this.#checkpointer.tick());
+    process.every(cluster.checkpointMs, () => !this.#isEnded && this.#checkpointer.tick());
   }
 
   get epoch(): number {

@@ -24,6 +24,7 @@ export interface Cluster {
   readonly network: Network;
   readonly control: SimControl;
   readonly mutation: Mutation;
+  readonly checkpointMs: number;
   node(id: string): SimNode;
   /** A writer hears that what was not flushed may be lost. */
   onLoss(lossEpoch: number): void;

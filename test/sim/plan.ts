@@ -40,6 +40,8 @@ export interface Plan {
   readonly ops: readonly Op[];
   readonly faults: readonly Fault[];
   readonly endMs: number;
+  /** Between two checkpoints of a device. */
+  readonly checkpointMs: number;
 }
 
 const KINDS: readonly (readonly [FaultKind, number])[] = [
@@ -97,6 +99,50 @@ export function drawPlan(seed: number): Plan {
       durationMs,
     });
   }
+  if (random.oneIn(2)) faults.push(...drawScenario(random, between(300, endMs)));
   faults.sort((a, b) => a.atMs - b.atMs);
-  return { seed, nodeCount, agentCount, ops, faults, endMs };
+  const checkpointMs = random.oneIn(2) ? between(20, 80) : between(80, 400);
+  return { seed, nodeCount, agentCount, ops, faults, endMs, checkpointMs };
+}
+
+/** Faults that make each other worse. */
+function drawScenario(random: Random, atMs: number): Fault[] {
+  const target = random.below(8);
+  const other = random.below(8);
+  const fault = (kind: FaultKind, delayMs: number, durationMs: number): Fault => ({
+    ...{ atMs: atMs + delayMs, kind, target, other, durationMs },
+  });
+  const soonMs = 20 + random.below(400);
+  const nodeFault = random.oneIn(2) ? 'kill-node' : 'power-node';
+  switch (random.below(5)) {
+    // A writer and a slow replica end together: its last writes are on the others only.
+    case 0:
+      return [
+        fault('slow-disk', 0, 600),
+        fault('kill-agent', soonMs, 100),
+        fault(nodeFault, soonMs + random.below(5) / 2, 5 + random.below(100)),
+      ];
+    // A writer ends that could not reach a replica.
+    case 1:
+      return [
+        fault('cut-agent-node', 0, 100 + random.below(500)),
+        fault(random.oneIn(2) ? 'kill-agent' : 'move', soonMs, 200),
+      ];
+    // Everything stops at once.
+    case 2:
+      return [fault('kill-agent', 0, 100), fault('blackout', random.below(5) / 2, 50)];
+    // A replica is away for a moment only, or again while it is rebuilt.
+    case 3:
+      return [
+        fault(nodeFault, 0, 5 + random.below(60)),
+        fault(nodeFault, 100 + soonMs, 5 + random.below(60)),
+      ];
+    // The last one left loses power.
+    default:
+      return [
+        fault('cut-agent-node', 0, 1200),
+        { ...fault('power-node', 600 + random.below(400), 5 + random.below(100)), target: target + 1 },
+        { ...fault('power-node', 600 + random.below(400), 5 + random.below(100)), target: target + 2 },
+      ];
+  }
 }

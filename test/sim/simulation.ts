@@ -83,6 +83,10 @@ class Simulation implements Cluster {
     );
   }
 
+  get checkpointMs(): number {
+    return this.#plan.checkpointMs;
+  }
+
   node(id: string): SimNode {
     return this.#nodes.find((node) => node.id === id)!;
   }
