@@ -67,14 +67,17 @@ export function extendedRequestLength(view: DataView, at: number): number {
  * number of 2^31 or more is allocated whenever a function that is not inlined returns it.
  */
 export function copyRequestRange(view: DataView, at: number, extended: boolean, to: Float64Array): void {
+  // Two stores each, not a choice of values: that would be allocated too.
   const offsetHigh = view.getUint32(at + 16);
-  to[0] = offsetHigh > HIGH_WORD_MAX ? FIELD_INVALID : offsetHigh * TWO_POW_32 + view.getUint32(at + 20);
+  if (offsetHigh > HIGH_WORD_MAX) to[0] = FIELD_INVALID;
+  else to[0] = offsetHigh * TWO_POW_32 + view.getUint32(at + 20);
   if (!extended) {
     to[1] = view.getUint32(at + 24);
     return;
   }
   const lengthHigh = view.getUint32(at + 24);
-  to[1] = lengthHigh > HIGH_WORD_MAX ? FIELD_INVALID : lengthHigh * TWO_POW_32 + view.getUint32(at + 28);
+  if (lengthHigh > HIGH_WORD_MAX) to[1] = FIELD_INVALID;
+  else to[1] = lengthHigh * TWO_POW_32 + view.getUint32(at + 28);
 }
 
 /** Writes the 28-byte header of a request. Offset and length in bytes. */

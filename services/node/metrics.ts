@@ -35,6 +35,7 @@ const COUNTERS: readonly (readonly [name: string, stat: StatName, help: string])
     'heapAllocatedBytes',
     'bytes allocated on JavaScript heaps; not per request',
   ],
+  ['gc_runs_total', 'gcRuns', 'garbage collections on JavaScript heaps'],
   ['gc_seconds_total', 'gcSeconds', 'time of garbage collection on JavaScript heaps'],
 ];
 

@@ -32,6 +32,7 @@ const NAMES = [
   'enters',
   'heapUsedBytes',
   'heapAllocatedBytes',
+  'gcRuns',
   'gcSeconds',
 ] as const;
 

@@ -37,6 +37,7 @@ export class HeapSampler {
     this.#usedBytes = usedBytes;
     stats[Stat.heapUsedBytes] = usedBytes;
     stats[Stat.heapAllocatedBytes] = stats[Stat.heapAllocatedBytes]! + allocatedBytes;
+    stats[Stat.gcRuns] = stats[Stat.gcRuns]! + collections.length;
     stats[Stat.gcSeconds] = stats[Stat.gcSeconds]! + collectingUs / 1e6;
   }
 }

@@ -16,7 +16,7 @@ import {
   REPLY_SIMPLE,
 } from '@blockwire/proto/nbd/reply.ts';
 import { Stat } from '../data/stats.ts';
-import { blockFrom, blockOf, PART_BYTES_MAX, withinBlock } from './block-math.ts';
+import { BLOCK_MASK, blockFrom, blockOf, PART_BYTES_MAX, withinBlock } from './block-math.ts';
 import { CLOSING, type Connection } from './connection.ts';
 import type { Engine } from './engine.ts';
 import type { NodeIo } from './node-io.ts';
@@ -150,7 +150,7 @@ export class Transmitter {
         this.#putOffset(at + header - OFFSET_BYTES, slot);
         this.#addHeader(header);
       }
-      this.#addPiece(slots.buffer[slot]! + withinBlock(slots.offset[slot]!), length);
+      this.#addPiece(slots.buffer[slot]! + (slots.offset[slot]! & BLOCK_MASK), length);
     } else if (type === nbd.NBD_CMD_BLOCK_STATUS && length > 0) {
       // The whole reply stands in the request's block (block-status.ts).
       this.#addPiece(slots.buffer[slot]!, slots.ioLength[slot]!);
