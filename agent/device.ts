@@ -340,7 +340,7 @@ export class BlockDevice {
       },
     });
     this.#queues = queues;
-    await this.#within(queues.fetched, CONNECT_MS_MAX, 'the queues did not fetch their requests');
+    await this.#within(queues.fetched, START_MS_MAX, 'the queues did not fetch their requests');
     return queues;
   }
 
