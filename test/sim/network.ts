@@ -5,6 +5,7 @@
 import type { World } from './world.ts';
 
 const WIRE_MS = 0.3;
+const STALLED_MS_MAX = 120;
 
 /** One end of a connection. */
 export interface Peer<In> {
@@ -166,16 +167,24 @@ class Channel<Message> {
     const at = Math.max(this.#world.now + this.#world.delay(WIRE_MS), this.#lastAt);
     this.#lastAt = at;
     this.#world.after(at - this.#world.now, () => {
+      const isStalled = this.#network.isCut(this.#from.name, this.#to.name);
       this.#network.whenReachable(this.#from.name, this.#to.name, () => {
-        this.#isMoving = false;
-        const message = this.#queue.shift();
-        if (message === undefined) return;
-        // What is on its way arrives even when its sender is gone by then.
-        if (this.isOpen && !this.#from.hasLostPower)
-          this.#to.enter(() => this.isOpen && this.#deliver(message));
-        this.#move();
+        // One that has stalled tries again when it likes to: newer connections may be faster.
+        if (isStalled) this.#world.after(this.#world.between(0, STALLED_MS_MAX), () => this.#arrive());
+        else this.#arrive();
       });
     });
+  }
+
+  #arrive(): void {
+    this.#isMoving = false;
+    const message = this.#queue.shift();
+    if (message === undefined) return;
+    // What is on its way arrives even when its sender is gone by then.
+    if (this.isOpen && !this.#from.hasLostPower) {
+      this.#to.enter(() => this.isOpen && this.#deliver(message));
+    }
+    this.#move();
   }
 }
 

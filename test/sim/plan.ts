@@ -114,7 +114,7 @@ function drawScenario(random: Random, atMs: number): Fault[] {
   });
   const soonMs = 20 + random.below(400);
   const nodeFault = random.oneIn(2) ? 'kill-node' : 'power-node';
-  switch (random.below(5)) {
+  switch (random.below(6)) {
     // A writer and a slow replica end together: its last writes are on the others only.
     case 0:
       return [
@@ -136,6 +136,14 @@ function drawScenario(random: Random, atMs: number): Fault[] {
       return [
         fault(nodeFault, 0, 5 + random.below(60)),
         fault(nodeFault, 100 + soonMs, 5 + random.below(60)),
+      ];
+    // The last one left cannot be reached for a while, and what was sent then arrives late.
+    case 4:
+      return [
+        { ...fault('kill-node', 0, 2500), target: target + 1 },
+        { ...fault('kill-node', 0, 2500), target: target + 2 },
+        fault('cut-agent-node', 300 + random.below(100), 410 + random.below(300)),
+        fault('cut-agent-node', 1200 + random.below(300), 410 + random.below(300)),
       ];
     // The last one left loses power.
     default:
