@@ -30,6 +30,7 @@ class Bench implements MirrorHost {
   readonly mirror: Mirror;
   readonly completed: [tag: number, result: number][] = [];
   readonly lost: number[] = [];
+  readonly passed: string[] = [];
 
   constructor(replicaCount: number) {
     this.links = Array.from({ length: replicaCount }, () => new FakeLink());
@@ -44,6 +45,10 @@ class Bench implements MirrorHost {
 
   reportLost(replica: number): void {
     this.lost.push(replica);
+  }
+
+  fencePassed(fence: string): void {
+    this.passed.push(fence);
   }
 
   start(tag: number, operation: number, offset = 0, length = 4096): void {
@@ -345,4 +350,132 @@ test('random losses, errors and verdicts: every request completes exactly once',
     assert.equal(started.size, 0, `seed ${seed}: ${started.size} requests never completed`);
     assert.equal(bench.mirror.activeCount, 0);
   }
+});
+
+test('a replica being rebuilt gets writes from its joining on, no reads, and is waited for', () => {
+  const bench = new Bench(2);
+  bench.mirror.membership(0b01);
+  bench.down(1);
+  bench.start(0, Operation.WRITE);
+  bench.mirror.membership(0b01, 0b10);
+  assert.equal(bench.mirror.joiningMask, 0b10);
+  bench.start(1, Operation.WRITE, 4096);
+  assert.deepEqual(bench.links[1]!.submitted, [], 'its link is not up');
+  bench.mirror.linkUp(1);
+  assert.equal(bench.mirror.writtenMask, 0b11);
+  bench.start(2, Operation.WRITE, 8192);
+  bench.start(3, Operation.READ, 12288);
+  assert.deepEqual(bench.links[1]!.submitted, [2]);
+  assert.deepEqual(bench.passed, [], 'two writes began before it joined');
+  bench.answer(0, 0);
+  bench.answer(0, 1);
+  assert.deepEqual(bench.passed, ['join']);
+  bench.answer(0, 2);
+  assert.deepEqual(
+    bench.completed.map(([tag]) => tag),
+    [0, 1],
+  );
+  bench.answer(1, 2);
+  assert.deepEqual(
+    bench.completed.map(([tag]) => tag),
+    [0, 1, 2],
+  );
+});
+
+test('a replica that was in sync and is being rebuilt leaves before it joins', () => {
+  const bench = new Bench(2);
+  bench.start(0, Operation.WRITE);
+  bench.answer(0, 0);
+  bench.mirror.membership(0b01, 0b10);
+  assert.ok(bench.links[1]!.closed);
+  assert.deepEqual(bench.completed, []);
+  bench.down(1);
+  assert.deepEqual(bench.completed, [[0, 4096]]);
+  assert.deepEqual(bench.lost, [], 'a link that closes because its replica left is no loss');
+  bench.mirror.linkUp(1);
+  assert.equal(bench.mirror.joiningMask, 0);
+});
+
+test('a replica being rebuilt is lost like any other, even beside the last one in sync', () => {
+  const bench = new Bench(2);
+  bench.mirror.membership(0b01);
+  bench.down(1);
+  bench.mirror.membership(0b01, 0b10);
+  bench.mirror.linkUp(1);
+  bench.start(0, Operation.WRITE);
+  bench.answer(0, 0);
+  bench.down(1);
+  assert.deepEqual(bench.lost, [1]);
+  assert.deepEqual(bench.completed, []);
+  bench.mirror.membership(0b01);
+  assert.deepEqual(bench.completed, [[0, 4096]]);
+});
+
+test('a member that is still down after a membership is reported again', () => {
+  const bench = new Bench(2);
+  bench.down(1);
+  bench.mirror.membership(0b11);
+  assert.deepEqual(bench.lost, [1, 1]);
+});
+
+test('reads and writes of the same bytes are not in flight together', () => {
+  const bench = new Bench(2);
+  bench.start(0, Operation.WRITE, 0, 8192);
+  bench.start(1, Operation.READ, 4096);
+  bench.start(2, Operation.READ, 8192);
+  bench.start(3, Operation.WRITE, 8192);
+  assert.deepEqual([...bench.links.flatMap((link) => link.submitted)].sort(), [0, 0, 2]);
+  bench.answer(0, 0);
+  bench.answer(1, 0);
+  const reader = (tag: number): number => bench.links.findIndex(({ inFlight }) => inFlight.has(tag));
+  assert.ok(reader(1) >= 0, 'the read goes when the write is done');
+  bench.answer(reader(2), 2);
+  assert.deepEqual(
+    bench.links.map(({ submitted }) => submitted.includes(3)),
+    [true, true],
+  );
+});
+
+test('the fence passes when what was in flight is done, and never after a write failed', () => {
+  const bench = new Bench(1);
+  bench.mirror.fence();
+  assert.deepEqual(bench.passed, ['checkpoint']);
+  bench.start(0, Operation.WRITE);
+  bench.mirror.fence();
+  bench.start(1, Operation.WRITE, 4096);
+  bench.answer(0, 1);
+  assert.equal(bench.passed.length, 1);
+  bench.answer(0, 0);
+  assert.equal(bench.passed.length, 2);
+  bench.start(2, Operation.WRITE);
+  bench.mirror.fence();
+  bench.answer(0, 2, 5);
+  bench.mirror.fence();
+  assert.equal(bench.passed.length, 2);
+});
+
+test('after a loss what is open is sent again, and flushes fail until one has said so', () => {
+  const bench = new Bench(2);
+  bench.start(0, Operation.WRITE);
+  bench.start(1, Operation.FLUSH);
+  bench.answer(0, 0);
+  bench.answer(0, 1);
+  bench.down(0);
+  bench.mirror.noteLoss();
+  bench.mirror.linkUp(0);
+  bench.mirror.membership(0b01);
+  bench.down(1);
+  assert.deepEqual(bench.completed, [], 'acknowledged before the loss does not count');
+  bench.answer(0, 0);
+  bench.start(2, Operation.FLUSH);
+  bench.answer(0, 2);
+  bench.answer(0, 1);
+  bench.start(3, Operation.FLUSH);
+  bench.answer(0, 3);
+  assert.deepEqual(bench.completed, [
+    [0, 4096],
+    [2, -5],
+    [1, -5],
+    [3, 0],
+  ]);
 });

@@ -6,7 +6,6 @@ export const MUTATIONS = {
   'clear-without-checkpoint': 'a node clears intents at every flush',
   'checkpoint-without-mark': 'a CHECKPOINT covers everything that has arrived',
   'checkpoint-early': 'the agent sends CHECKPOINT without waiting for its fence',
-  'mark-of-any-epoch': 'a node counts marks of other epochs, and a rebuilt replica those of before',
   'no-tag-on-install': 'a node does not tag its intents with an installed epoch',
   'ignore-fresh': 'a rebuild writes over what the writer has written since',
   'skip-barrier': 'a rebuild copies before earlier writes are done',
@@ -22,7 +21,8 @@ export const MUTATIONS = {
   'serve-rebuilding': 'the agent reads from replicas that are being rebuilt',
   'read-past-writes': 'reads do not wait for the writes they overlap',
   'overlap-in-flight': 'overlapping writes are in flight together',
-  'answer-before-install': 'the control plane answers a loss before the survivors know',
+  'answer-before-install':
+    'the control plane answers a loss before the survivors know, and they count marks of any epoch',
   'skip-reconcile': 'a new writer begins without reconciling',
   'keep-rebuild-of-old-writer': 'a rebuild outlives its writer',
   'ignore-power-loss': 'a node that lost power serves as if nothing had happened',

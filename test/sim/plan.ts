@@ -18,6 +18,7 @@ export type FaultKind =
   | 'cut-nodes'
   | 'cut-agent-node'
   | 'cut-agent-control'
+  | 'cut-control-node'
   | 'kill-agent'
   | 'stop-agent'
   | 'kill-control'
@@ -53,6 +54,7 @@ const KINDS: readonly (readonly [FaultKind, number])[] = [
   ['cut-nodes', 2],
   ['cut-agent-node', 5],
   ['cut-agent-control', 2],
+  ['cut-control-node', 3],
   ['kill-agent', 4],
   ['stop-agent', 2],
   ['kill-control', 3],

@@ -161,14 +161,14 @@ export class Sessions {
       case 'mark': {
         const { installed } = this.#membership;
         const { number } = message.mark;
-        const epoch = this.#mutation === 'mark-of-any-epoch' ? installed.epoch : message.mark.epoch;
+        const epoch = this.#mutation === 'answer-before-install' ? installed.epoch : message.mark.epoch;
         this.#membership.mark({ number, epoch }, () => this.#replica.nextStamp());
         break;
       }
       case 'checkpoint': {
         const { installed } = this.#membership;
         const { number } = message.mark;
-        const epoch = this.#mutation === 'mark-of-any-epoch' ? installed.epoch : message.mark.epoch;
+        const epoch = this.#mutation === 'answer-before-install' ? installed.epoch : message.mark.epoch;
         const covered = this.#membership.covered({ number, epoch });
         if (covered === null) break;
         const isUnmarked = this.#mutation === 'checkpoint-without-mark';

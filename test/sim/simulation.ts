@@ -344,6 +344,9 @@ class Simulation implements Cluster {
       case 'cut-agent-control':
         cut([[agent.id, 'control']]);
         break;
+      case 'cut-control-node':
+        cut([['control', node.id]]);
+        break;
       case 'kill-agent':
         agent.kill();
         later(() => agent.start());
