@@ -106,11 +106,12 @@ export function updateSize(deviceId: number, sizeBytes: number): Promise<void> {
   return command('UPDATE_SIZE', deviceId, null, sizeBytes / SECTOR_BYTES);
 }
 
-/** Every ublk device of this host, whoever made it. */
+/** Every ublk device of this host, whoever made it, by number. */
 export async function listDevices(): Promise<DeviceInfo[]> {
   if (!ublkPresent()) return [];
   const ids = readdirSync('/dev').flatMap((name) => /^ublkc(\d+)$/.exec(name)?.[1] ?? []);
-  const infos = await Promise.all(ids.map((id) => deviceInfo(Number(id))));
+  const numbers = ids.map(Number).sort((a, b) => a - b);
+  const infos = await Promise.all(numbers.map((id) => deviceInfo(id)));
   return infos.filter((info) => info !== null);
 }
 

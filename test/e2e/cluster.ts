@@ -204,6 +204,11 @@ export class Agent {
     return (await this.process.done).exitCode;
   }
 
+  /** Its log so far, the last 64 KiB. */
+  get log(): string {
+    return this.#log();
+  }
+
   logTail(): string {
     return tail(this.#log());
   }

@@ -143,7 +143,7 @@ describe('the life of a device', () => {
       await eventually(io, (state) => state === 'failing');
       const labels = { volume: volume.id, state: 'failing' };
       assert.equal(await world.agentMetric('blockwire_agent_io_state', labels), 1);
-      assert.match(world.agent.logTail(), /no in-sync replica has answered for 4000 ms: I\/O fails/);
+      assert.match(world.agent.log, /no in-sync replica has answered for 4000 ms: I\/O fails/);
       const read = await world.machine.run(`dd if=${device} of=/dev/null bs=4k count=16 iflag=direct`);
       assert.notEqual(read.exitCode, 0);
     } finally {
