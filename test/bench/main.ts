@@ -14,6 +14,8 @@ import { suiteNode } from './suite-node.ts';
 
 const SUITES: Readonly<Record<string, Suite>> = { first: suiteFirst, node: suiteNode, agent: suiteAgent };
 
+const INTERRUPT_MS_MAX = 15_000;
+
 const USAGE = `usage: npm run bench -- [first|node|agent] [options]
   first   our device, fused and copy, against the kernel's nbd client, in the VM (default)
   node    our storage node against other NBD servers, on this host
@@ -75,6 +77,7 @@ async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
     '',
     `host: ${environment.cpuCount} x ${environment.cpu}, Linux ${environment.kernel}; ${versions}`,
     ...facts,
+    ...(signal.aborted ? ['INTERRUPTED: the tables have what was measured until then'] : []),
     `load average before ${environment.loadBefore}, after ${loadAfter}`,
     'ratios: medians of the rounds’ own ratios to the baseline; IOPS: more is better; CPU/IO: less is better',
     ...tables.flatMap(({ title, summary, layout }) => ['', title, '', renderSummary(summary, layout)]),
@@ -125,10 +128,16 @@ function usageError(message: string): BlockwireError {
 
 const cleanup = new Cleanup();
 const abort = new AbortController();
+let interruptedCode: number | null = null;
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  // What was measured so far is still printed; once more, or too long, ends it at once.
   process.on(signal, () => {
+    const exitCode = signal === 'SIGINT' ? 130 : 143;
+    if (interruptedCode !== null) process.exit(exitCode);
+    interruptedCode = exitCode;
     abort.abort();
-    void cleanup.run().then(() => process.exit(signal === 'SIGINT' ? 130 : 143));
+    setTimeout(() => process.exit(exitCode), INTERRUPT_MS_MAX).unref();
+    void cleanup.run();
   });
 }
 let code = 1;
@@ -139,4 +148,4 @@ try {
   if (!abort.signal.aborted) process.stderr.write(`${name}: ${message}\n`);
 }
 await cleanup.run();
-if (!abort.signal.aborted) process.exit(code);
+process.exit(interruptedCode ?? code);

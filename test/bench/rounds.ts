@@ -86,6 +86,8 @@ export async function runRounds(options: RoundsOptions): Promise<Sample[]> {
         try {
           sample = { ...cell, metrics: await competitor.measure(job), failure: null };
         } catch (error) {
+          // The end of everything is no cell's failure.
+          if (signal.aborted) return samples;
           sample = { ...cell, metrics: null, failure: toBlockwireError(error).message };
         }
         samples.push(sample);
