@@ -6,6 +6,7 @@ import {
   NBD_FLAG_READ_ONLY,
   NBD_FLAG_SEND_FLUSH,
   NBD_FLAG_SEND_FUA,
+  SIMPLE_REPLY_SIZE_BYTES,
 } from '@blockwire/proto/nbd/constants.ts';
 import type { Connection, ConnectionOptions, ConnectionOwner } from './connection.ts';
 import type { LatencyRecorder } from './latency.ts';
@@ -48,8 +49,12 @@ export class NbdReplicaLink implements ReplicaLink, ConnectionOwner {
     this.#options = options;
     const connection = { ...options, owner: this };
     this.#direct = Array.from({ length: DIRECT_CONNECTIONS }, () => new DirectConnection(connection));
+    // Room for a whole reply behind part of another.
+    const room = 2 * (options.ladder.smallBytesMax + SIMPLE_REPLY_SIZE_BYTES);
     this.#smallReads =
-      options.ladder.smallBytesMax > 0 ? new BatchConnection(connection, SMALL_READS_BYTES) : null;
+      options.ladder.smallBytesMax > 0
+        ? new BatchConnection(connection, Math.max(SMALL_READS_BYTES, room))
+        : null;
     this.#write = new BatchConnection(connection, REPLIES_BYTES);
     this.#all = [this.#write, ...(this.#smallReads === null ? [] : [this.#smallReads]), ...this.#direct];
   }
