@@ -1,15 +1,16 @@
 /** The Nodes service: storage nodes register, stay online, take commands and complete them. */
 import type { NodeCommandInput, NodesHandlers } from '@blockwire/proto/control/types.ts';
 import type { Context, NodeAction } from '../domain/context.ts';
+import { rebuildEnded } from '../domain/membership.ts';
 import { registerNode, updateNodeSpace } from '../domain/registry.ts';
-import { checkAddress, checkInteger, checkList, checkMemberId, checkText } from './check.ts';
+import { checkAddress, checkInteger, checkList, checkMemberId, checkResourceId, checkText } from './check.ts';
 import { reportedError, unaryHandler } from './errors.ts';
 import { openWatch } from './watch.ts';
 
 export function nodesHandlers(context: Context): NodesHandlers {
   const { nodeFleet, log } = context;
-  // The generated handler type is open to further methods; the four here are checked one by one.
-  const handlers: Pick<NodesHandlers, 'Register' | 'Heartbeat' | 'Watch' | 'Complete'> = {
+  // The generated handler type is open to further methods; the five here are checked one by one.
+  const handlers: Pick<NodesHandlers, 'Register' | 'Heartbeat' | 'Watch' | 'Complete' | 'ReportRebuild'> = {
     Register: unaryHandler(log, async (request) => {
       const node = {
         id: checkMemberId('node_id', request.nodeId),
@@ -23,6 +24,7 @@ export function nodesHandlers(context: Context): NodesHandlers {
         volumeId: checkText('volume_id', replica.volumeId),
         generation: checkInteger('generation', replica.generation),
         epoch: checkInteger('epoch', replica.epoch),
+        unclean: replica.unclean,
       }));
       await registerNode(context, node, replicas);
       return { heartbeatIntervalMs: nodeFleet.heartbeatIntervalMs };
@@ -53,11 +55,36 @@ export function nodesHandlers(context: Context): NodesHandlers {
       }
       return {};
     }),
+
+    ReportRebuild: unaryHandler(log, async (request) => {
+      const error = checkText('error', request.error);
+      await rebuildEnded(context, {
+        nodeId: checkMemberId('node_id', request.nodeId),
+        volumeId: checkResourceId('volume_id', request.volumeId),
+        joinedEpoch: checkInteger('joined_epoch', request.joinedEpoch),
+        sourceNodeId: checkMemberId('source_node_id', request.sourceNodeId),
+        error: error === '' ? null : error,
+      });
+      return {};
+    }),
   };
   return handlers as NodesHandlers;
 }
 
+const WIRE_ROLE = { inSync: 'REPLICA_STATE_IN_SYNC', rebuilding: 'REPLICA_STATE_REBUILDING' } as const;
+
 function encodeCommand(commandId: string, action: NodeAction): NodeCommandInput {
+  switch (action.kind) {
+    case 'installEpoch':
+      return { commandId, installEpoch: { ...action, role: WIRE_ROLE[action.role] } };
+    case 'reconcile':
+      return { commandId, reconcile: { order: action } };
+    case 'rebuild': {
+      const { sinceEpoch, joinedEpoch } = action;
+      return { commandId, rebuild: { order: action, sinceEpoch, joinedEpoch } };
+    }
+    default:
+  }
   const { kind, ...body } = action;
   return { commandId, [kind]: body };
 }
