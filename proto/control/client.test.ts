@@ -47,7 +47,9 @@ test('64-bit fields arrive as numbers, absent fields as their defaults', async (
   assert.equal(answer.heartbeatIntervalMs, 7);
   assert.equal(seen[0]?.capacityBytes, capacityBytes);
   assert.equal(seen[0]?.zone, '');
-  assert.deepEqual(seen[0]?.replicas, [{ volumeId: 'vol-1', sizeBytes: 0, generation: 0, epoch: 3 }]);
+  assert.deepEqual(seen[0]?.replicas, [
+    { volumeId: 'vol-1', sizeBytes: 0, generation: 0, epoch: 3, unclean: false },
+  ]);
 });
 
 test('a failure keeps its stable code, its status and its message', async (t) => {

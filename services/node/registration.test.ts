@@ -155,7 +155,7 @@ test('registers, carries out commands, answers with stable codes, and comes back
   control.refuseHeartbeats = true;
   await eventually('a new registration', () => control.registered.length > registrations);
   assert.deepEqual(control.registered.at(-1)?.replicas, [
-    { volumeId, sizeBytes: 60 * MIB, generation: 3, epoch: 2 },
+    { volumeId, sizeBytes: 60 * MIB, generation: 3, epoch: 2, unclean: false },
   ]);
 
   // The control plane goes away and comes back.
