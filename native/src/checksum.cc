@@ -66,6 +66,56 @@ __attribute__((target("sse4.2"))) void HardwareThree(const uint8_t* a, const uin
   out[2] = ~static_cast<uint32_t>(crc_c);
 }
 
+// One block alone goes as three pieces side by side, whose registers are joined: bytes that follow shift a register as if
+// they were zeroes, and add their own.
+constexpr size_t kBlock = 4096;
+constexpr size_t kPiece = 1360;                  // the second and the third piece
+constexpr size_t kFirst = kBlock - 2 * kPiece;  // 16 bytes more
+
+struct Shift {
+  uint32_t rows[4][256];
+  __attribute__((target("sse4.2"))) Shift() {
+    uint32_t basis[32];
+    for (int bit = 0; bit < 32; bit++) {
+      uint64_t state = 1U << bit;
+      for (size_t i = 0; i < kPiece; i += 8) state = __builtin_ia32_crc32di(state, 0);
+      basis[bit] = static_cast<uint32_t>(state);
+    }
+    for (int row = 0; row < 4; row++) {
+      for (uint32_t value = 0; value < 256; value++) {
+        uint32_t sum = 0;
+        for (int bit = 0; bit < 8; bit++) sum ^= value >> bit & 1 ? basis[row * 8 + bit] : 0;
+        rows[row][value] = sum;
+      }
+    }
+  }
+  // A register as kPiece zero bytes leave it.
+  uint32_t operator()(uint32_t state) const {
+    return rows[0][state & 255] ^ rows[1][state >> 8 & 255] ^ rows[2][state >> 16 & 255] ^ rows[3][state >> 24];
+  }
+};
+
+__attribute__((target("sse4.2"))) uint32_t HardwareBlock(const uint8_t* data) {
+  static const Shift shift;
+  uint64_t words[2];
+  memcpy(words, data, sizeof(words));
+  uint64_t crc_a = __builtin_ia32_crc32di(__builtin_ia32_crc32di(~0U, words[0]), words[1]);
+  uint64_t crc_b = 0, crc_c = 0;
+  const uint8_t* a = data + kFirst - kPiece;
+  const uint8_t* b = data + kFirst;
+  const uint8_t* c = data + kFirst + kPiece;
+  for (size_t i = 0; i < kPiece; i += 8) {
+    uint64_t word_a, word_b, word_c;
+    memcpy(&word_a, a + i, 8);
+    memcpy(&word_b, b + i, 8);
+    memcpy(&word_c, c + i, 8);
+    crc_a = __builtin_ia32_crc32di(crc_a, word_a);
+    crc_b = __builtin_ia32_crc32di(crc_b, word_b);
+    crc_c = __builtin_ia32_crc32di(crc_c, word_c);
+  }
+  return ~(shift(shift(static_cast<uint32_t>(crc_a)) ^ static_cast<uint32_t>(crc_b)) ^ static_cast<uint32_t>(crc_c));
+}
+
 bool HasInstruction() {
   static const bool has = __builtin_cpu_supports("sse4.2");
   return has;
@@ -73,6 +123,8 @@ bool HasInstruction() {
 #else
 uint32_t Hardware(uint32_t crc, const uint8_t* data, size_t length) { return Software(crc, data, length); }
 void HardwareThree(const uint8_t*, const uint8_t*, const uint8_t*, size_t, uint32_t*) {}
+constexpr size_t kBlock = 0;
+uint32_t HardwareBlock(const uint8_t*) { return 0; }
 bool HasInstruction() { return false; }
 #endif
 
@@ -103,6 +155,9 @@ void Crc32cBlocks(const Napi::CallbackInfo& info) {
   uint32_t i = 0;
   if (HasInstruction()) {
     for (; i + 3 <= count; i += 3) HardwareThree(at(i), at(i + 1), at(i + 2), block, out + i);
+    if (block == kBlock) {
+      for (; i < count; i++) out[i] = HardwareBlock(at(i));
+    }
   }
   for (; i < count; i++) out[i] = ~Update(~0U, at(i), block);
 }
