@@ -226,7 +226,7 @@ export function connect<ToServer, ToClient>(
   };
   const tellServer = (): void => {
     // What had been sent may still be read first: a reset does not empty a receive queue. Sometimes nobody tells at all.
-    if (world.random.oneIn(4)) return;
+    if (world.random.oneIn(2)) return;
     world.after(world.delay(WIRE_MS * 4), () =>
       network.whenReachable(client.name, server.name, () =>
         server.enter(() => {

@@ -101,22 +101,23 @@ export function drawPlan(seed: number): Plan {
       durationMs,
     });
   }
-  if (random.oneIn(2)) faults.push(...drawScenario(random, between(300, endMs)));
+  if (random.oneIn(2)) faults.push(...drawScenario(random, nodeCount, between(300, endMs)));
   faults.sort((a, b) => a.atMs - b.atMs);
   const checkpointMs = random.oneIn(2) ? between(20, 80) : between(80, 400);
   return { seed, nodeCount, agentCount, ops, faults, endMs, checkpointMs };
 }
 
 /** Faults that make each other worse. */
-function drawScenario(random: Random, atMs: number): Fault[] {
-  const target = random.below(8);
+function drawScenario(random: Random, nodeCount: number, atMs: number): Fault[] {
+  const target = random.below(nodeCount);
   const other = random.below(8);
   const fault = (kind: FaultKind, delayMs: number, durationMs: number): Fault => ({
     ...{ atMs: atMs + delayMs, kind, target, other, durationMs },
   });
   const soonMs = 20 + random.below(400);
   const nodeFault = random.oneIn(2) ? 'kill-node' : 'power-node';
-  switch (random.below(6)) {
+  const others = Array.from({ length: nodeCount - 1 }, (_, i) => target + 1 + i);
+  switch (random.below(8)) {
     // A writer and a slow replica end together: its last writes are on the others only.
     case 0:
       return [
@@ -142,10 +143,22 @@ function drawScenario(random: Random, atMs: number): Fault[] {
     // The last one left cannot be reached for a while, and what was sent then arrives late.
     case 4:
       return [
-        { ...fault('kill-node', 0, 2500), target: target + 1 },
-        { ...fault('kill-node', 0, 2500), target: target + 2 },
-        fault('cut-agent-node', 300 + random.below(100), 410 + random.below(300)),
-        fault('cut-agent-node', 1200 + random.below(300), 410 + random.below(300)),
+        ...others.map((node) => ({ ...fault('kill-node', 0, 2500), target: node })),
+        ...[other, other + 1].flatMap((agent) => [
+          { ...fault('cut-agent-node', 350, 410 + random.below(300)), other: agent },
+          { ...fault('cut-agent-node', 1300, 410 + random.below(300)), other: agent },
+        ]),
+      ];
+    // Power fails in the middle of a slow checkpoint.
+    case 5:
+      return [fault('slow-disk', 0, 300), fault('power-node', soonMs / 2, 5 + random.below(60))];
+    // The writer is replaced in the middle of a slow rebuild, and had not reached everybody.
+    case 6:
+      return [
+        fault(nodeFault, 0, 5 + random.below(60)),
+        fault('slow-disk', 100, 1500),
+        { ...fault('cut-agent-node', 100 + soonMs, 300), target: target + 1 },
+        fault(random.oneIn(2) ? 'kill-agent' : 'move', 150 + soonMs, 50),
       ];
     // The last one left loses power.
     default:
