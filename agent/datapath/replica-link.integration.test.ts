@@ -1,6 +1,7 @@
 /** Links against a real NBD server (nbdkit) and against servers that break the protocol, on loopback, without ublk. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -333,12 +334,19 @@ test('writes and reads of own memory go by reference through a pipe', async () =
   await bench.close();
 });
 
+function allStopped(pid: number): boolean {
+  const tasks = `/proc/${pid}/task`;
+  return readdirSync(tasks).every((task) => /\) T /.test(readFileSync(`${tasks}/${task}/stat`, 'utf8')));
+}
+
 test('a server that stops reading does not stop the others, and what is left goes when it reads again', async () => {
   const child = await startNbdkit();
   const ladder: DatapathLadder = { ...LADDER, smallBytesMax: 0 };
   const bench = new Bench([child.port], 20_000, ladder, STRIDE, (options) => new SpliceTransmitter(options));
   await bench.pump(() => bench.links[0]!.up, 'up');
   child.process.kill('SIGSTOP');
+  // A signal is delivered in its own time: until then the server's threads go on.
+  await bench.pump(() => allStopped(child.process.pid!), 'stopped');
   // More than a socket's buffers hold at first.
   let done = 0;
   for (let round = 0; round < 8; round++) {
