@@ -21,9 +21,9 @@ export const COUNTERS = [
   'inFlight',
   'enters',
   'sqes',
-  /** Payloads of writes handed to the kernel without a copy (SEND_ZC, vmsplice), by completed notification. */
+  /** Payloads of writes handed to the kernel without a copy: SEND_ZC by its notifications, splice. */
   'zeroCopySends',
-  /** Of them, those that the kernel copied after all (IORING_NOTIF_USAGE_ZC_COPIED). */
+  /** Of SEND_ZC's, those that the kernel copied after all (IORING_NOTIF_USAGE_ZC_COPIED); splice does not tell. */
   'zeroCopyCopied',
 ] as const;
 

@@ -53,6 +53,8 @@ interface Device {
   readonly pid: number;
   readonly targets: readonly Target[];
   readonly counters: (() => Promise<AgentCounters>) | null;
+  /** Whether the kernel says which sends without a copy it copied: SEND_ZC does, splice does not. */
+  readonly tellsCopies?: boolean;
 }
 
 export class Guest {
@@ -104,7 +106,8 @@ export class Guest {
     if (isOurs(spec.kind)) {
       const queues = spec.queues > 1 ? ['--queues', String(spec.queues)] : [];
       const flags = [...OURS[spec.kind], ...queues];
-      return this.#attachOurs(spec.name, { flags, sizeBytes: options.sizeBytes, targets });
+      const tellsCopies = spec.kind !== 'splice';
+      return this.#attachOurs(spec.name, { flags, sizeBytes: options.sizeBytes, targets, tellsCopies });
     }
     const disks: string[] = [];
     for (const target of targets) {
@@ -120,9 +123,14 @@ export class Guest {
 
   async #attachOurs(
     name: string,
-    options: { flags: readonly string[]; sizeBytes: number; targets: readonly Target[] },
+    options: {
+      flags: readonly string[];
+      sizeBytes: number;
+      targets: readonly Target[];
+      tellsCopies: boolean;
+    },
   ): Promise<Competitor> {
-    const { flags, sizeBytes, targets } = options;
+    const { flags, sizeBytes, targets, tellsCopies } = options;
     const replicas = targets.map(({ host, port, exportName }) => `--replica ${host}:${port}/${exportName}`);
     const lines = new LineWaiter();
     const attached = this.machine.start(
@@ -135,6 +143,7 @@ export class Guest {
       name: device,
       pid,
       targets,
+      tellsCopies,
       counters: async () => {
         const answer = lines.next(/^\{"counters":/);
         attached.write('counters\n');
@@ -270,7 +279,7 @@ export class Guest {
       agentCpuUs: processUs / ios,
       entersPerIo: (after.enters - before.enters) / agentIos,
       sqesPerIo: (after.sqes - before.sqes) / agentIos,
-      ...(zeroCopySends > 0
+      ...(device.tellsCopies === true && zeroCopySends > 0
         ? { copiedShare: (after.zeroCopyCopied - before.zeroCopyCopied) / zeroCopySends }
         : {}),
     };
