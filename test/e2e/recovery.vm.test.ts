@@ -24,7 +24,7 @@ describe('recovery', () => {
     [2, 'copy'],
   ] as const) {
     it(`${datapath}, ${queues} queues: agents killed and replaced under load: no error, nothing lost, same devices`, async (t) => {
-      const plan = { kills: queues === 1 ? 3 : 1, handovers: 1, seed: 7 };
+      const plan = { kills: queues === 1 ? 5 : 2, handovers: queues === 1 ? 2 : 1, seed: 7 };
       const report = await runTakeovers(world, { ...plan, device: { queues, datapath } });
       t.diagnostic(JSON.stringify(report));
       assert.equal(report.agentErrors, 0);
