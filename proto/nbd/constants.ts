@@ -87,6 +87,11 @@ export const NBD_CMD_WRITE_ZEROES = 6;
 export const NBD_CMD_BLOCK_STATUS = 7;
 export const NBD_CMD_RESIZE = 8;
 
+// Commands of our own, from a volume's writer to its replicas: services/node/replication/README.md. The offset is the
+// mark's number, the length the epoch; no payload.
+export const NBD_CMD_BLOCKWIRE_MARK = 0x4200;
+export const NBD_CMD_BLOCKWIRE_CHECKPOINT = 0x4201;
+
 // "Command flags"
 export const NBD_CMD_FLAG_FUA = 1 << 0;
 export const NBD_CMD_FLAG_NO_HOLE = 1 << 1;
