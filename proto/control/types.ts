@@ -18,6 +18,7 @@ export type { DetachVolume, DetachVolumeInput } from '../build/blockwire/control
 export type { DeviceOptions, DeviceOptionsInput } from '../build/blockwire/control/v1/DeviceOptions.ts';
 export type { DeviceStatus, DeviceStatusInput } from '../build/blockwire/control/v1/DeviceStatus.ts';
 export type { Empty } from '../build/blockwire/control/v1/Empty.ts';
+export type { HoldWrites, HoldWritesInput } from '../build/blockwire/control/v1/HoldWrites.ts';
 export type { InstallEpoch, InstallEpochInput } from '../build/blockwire/control/v1/InstallEpoch.ts';
 export type { IoState } from '../build/blockwire/control/v1/IoState.ts';
 export type { Membership, MembershipInput } from '../build/blockwire/control/v1/Membership.ts';
@@ -28,6 +29,9 @@ export type {
 } from '../build/blockwire/control/v1/NodeCommandResult.ts';
 export type { NodeHeartbeat, NodeHeartbeatInput } from '../build/blockwire/control/v1/NodeHeartbeat.ts';
 export type { NodesClient, NodesDefinition, NodesHandlers } from '../build/blockwire/control/v1/Nodes.ts';
+export type { Rebuild, RebuildInput } from '../build/blockwire/control/v1/Rebuild.ts';
+export type { RebuildProgress, RebuildProgressInput } from '../build/blockwire/control/v1/RebuildProgress.ts';
+export type { Reconcile, ReconcileInput } from '../build/blockwire/control/v1/Reconcile.ts';
 export type {
   RegisterAgentRequest,
   RegisterAgentRequestInput,
@@ -38,11 +42,27 @@ export type {
   RegisterNodeRequestInput,
 } from '../build/blockwire/control/v1/RegisterNodeRequest.ts';
 export type { RegisterNodeResponse } from '../build/blockwire/control/v1/RegisterNodeResponse.ts';
+export type { ReleaseWrites, ReleaseWritesInput } from '../build/blockwire/control/v1/ReleaseWrites.ts';
+export type { Repair, RepairInput } from '../build/blockwire/control/v1/Repair.ts';
 export type { ReplicaMember, ReplicaMemberInput } from '../build/blockwire/control/v1/ReplicaMember.ts';
 export type { ReplicaReport, ReplicaReportInput } from '../build/blockwire/control/v1/ReplicaReport.ts';
 export type { ReplicaState } from '../build/blockwire/control/v1/ReplicaState.ts';
 export type {
+  ReportDamageRequest,
+  ReportDamageRequestInput,
+} from '../build/blockwire/control/v1/ReportDamageRequest.ts';
+export type {
+  ReportRebuildRequest,
+  ReportRebuildRequestInput,
+} from '../build/blockwire/control/v1/ReportRebuildRequest.ts';
+export type {
   ReportReplicaLostRequest,
   ReportReplicaLostRequestInput,
 } from '../build/blockwire/control/v1/ReportReplicaLostRequest.ts';
+export type {
+  ReportScrubRequest,
+  ReportScrubRequestInput,
+} from '../build/blockwire/control/v1/ReportScrubRequest.ts';
 export type { ResizeDevice } from '../build/blockwire/control/v1/ResizeDevice.ts';
+export type { ResyncOrder, ResyncOrderInput } from '../build/blockwire/control/v1/ResyncOrder.ts';
+export type { Scrub, ScrubInput } from '../build/blockwire/control/v1/Scrub.ts';
