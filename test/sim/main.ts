@@ -1,21 +1,22 @@
 /**
  * Runs simulations.
  *
- *   npm run sim -- --seeds N [--from S] [--mutation NAME] [--trace] [--no-shrink]
+ *   npm run sim -- --seeds N [--from S] [--jobs N] [--mutation NAME] [--trace] [--no-shrink]
  *   npm run sim -- --list-mutations
  *
  * Exit code 0: no violation. 1: one was found; its seed and the smallest plan that still shows it are printed.
  */
 import { parseArgs } from 'node:util';
+import { type Batch, runBatch, runBatches } from './batches.ts';
 import { isMutation, MUTATIONS, type Mutation } from './mutations.ts';
 import { drawPlan } from './plan.ts';
 import { shrink } from './shrink.ts';
-import { simulate } from './simulation.ts';
 
 const { values } = parseArgs({
   options: {
     seeds: { type: 'string', default: '1000' },
     from: { type: 'string', default: '1' },
+    jobs: { type: 'string', default: '1' },
     mutation: { type: 'string' },
     'list-mutations': { type: 'boolean', default: false },
     trace: { type: 'boolean', default: false },
@@ -48,31 +49,26 @@ if (values['list-mutations']) {
 Error.stackTraceLimit = values.trace ? 10 : 0;
 const count = wholeNumber(values.seeds, 'seeds');
 const from = wholeNumber(values.from, 'from');
+const jobs = Math.max(1, wholeNumber(values.jobs, 'jobs'));
 const mutation = mutationNamed(values.mutation);
 const startedAt = performance.now();
-const totals = { events: 0, writes: 0, reads: 0, flushes: 0, losses: 0, rebuilds: 0 };
-for (let seed = from; seed < from + count; seed++) {
-  const outcome = await simulate(drawPlan(seed), { mutation, traced: values.trace });
-  if (values.trace) for (const line of outcome.trace) say(line);
-  if (outcome.violation !== null) {
-    const seconds = ((performance.now() - startedAt) / 1000).toFixed(1);
-    say(`seed ${seed}: ${outcome.violation}`);
-    say(
-      `found after ${seed - from + 1} seeds and ${seconds} s; again: npm run sim -- --seeds 1 --from ${seed} --trace`,
-    );
-    if (!values['no-shrink']) for (const line of await shrink(drawPlan(seed), mutation)) say(line);
-    process.exit(1);
-  }
-  totals.events += outcome.eventCount;
-  totals.rebuilds += outcome.rebuilds;
-  totals.writes += outcome.counts.writes;
-  totals.reads += outcome.counts.reads;
-  totals.flushes += outcome.counts.flushes;
-  totals.losses += outcome.counts.losses;
-}
+const batch: Batch = { from, count, mutation };
+const { totals, failure } =
+  jobs === 1 || values.trace
+    ? await runBatch(batch, values.trace ? say : undefined)
+    : await runBatches(batch, jobs);
+// Apart from the rest, which is the same every time.
 const seconds = (performance.now() - startedAt) / 1000;
+const seedsCount = failure === null ? count : failure.seed - from + 1;
+process.stderr.write(`${seconds.toFixed(1)} s, ${Math.round((seedsCount / seconds) * 60)} seeds a minute\n`);
+if (failure !== null) {
+  const { seed, violation } = failure;
+  say(`seed ${seed}: ${violation}`);
+  say(`found after ${seedsCount} seeds; again: npm run sim -- --seeds 1 --from ${seed} --trace`);
+  if (!values['no-shrink']) for (const line of await shrink(drawPlan(seed), mutation)) say(line);
+  process.exit(1);
+}
 say(
-  `${count} seeds from ${from}: no violation. ${seconds.toFixed(1)} s, ${Math.round((count / seconds) * 60)} seeds a minute; ` +
-    `${totals.events} events, ${totals.writes} writes, ${totals.reads} reads, ${totals.flushes} flushes, ` +
-    `${totals.rebuilds} rebuilds, ${totals.losses} losses`,
+  `${count} seeds from ${from}: no violation; ${totals.events} events, ${totals.writes} writes, ` +
+    `${totals.reads} reads, ${totals.flushes} flushes, ${totals.rebuilds} rebuilds, ${totals.losses} losses`,
 );

@@ -1,6 +1,7 @@
 /** A share of the simulator's seeds: none violates a promise, a replay is one, and a broken protocol is noticed. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { runBatch, runBatches } from './batches.ts';
 import type { MutationName } from './mutations.ts';
 import { drawPlan } from './plan.ts';
 import { shrink } from './shrink.ts';
@@ -27,6 +28,13 @@ test('a seed replays exactly', async () => {
   }
   const [first, second] = outcomes;
   assert.deepEqual([first!.digest, first!.eventCount], [second!.digest, second!.eventCount]);
+});
+
+test('several processes find what one finds', async () => {
+  for (const mutation of [null, 'decide-alone'] as const) {
+    const batch = { from: 1, count: 120, mutation };
+    assert.deepEqual(await runBatches(batch, 2), await runBatch(batch));
+  }
 });
 
 const MUTANTS: readonly MutationName[] = [

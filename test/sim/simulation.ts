@@ -121,8 +121,8 @@ class Simulation implements Cluster {
       this.#history.check(UNITS_COUNT);
       return this.#difference();
     } catch (error) {
-      if (error instanceof Violation) return error.message;
-      throw error;
+      // Whatever is thrown belongs to this seed.
+      return error instanceof Violation ? error.message : String((error as Error).stack ?? error);
     }
   }
 
