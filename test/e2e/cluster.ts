@@ -1,6 +1,6 @@
 /**
- * A cluster as a user starts it: `blockwire up` on this host (control plane and storage nodes), and the agent inside a
- * machine that has ublk.
+ * A cluster on this host (control plane and storage nodes), as a user starts it with `blockwire up`, and the agent inside
+ * a machine that has ublk.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -43,15 +43,47 @@ export interface ClusterOptions {
   readonly nodes?: number;
 }
 
-export class Cluster {
+/** What tests do with a cluster, however its processes were started. */
+export abstract class Cluster {
+  abstract readonly dir: string;
+  abstract readonly rest: Rest;
+  abstract readonly nodes: readonly ClusterNode[];
+  /** The control plane's gRPC, host:port as the machine reaches it. */
+  abstract readonly grpc: string;
+
+  /** Ends every process and removes the directory. Idempotent. */
+  abstract close(): Promise<void>;
+  /** The last lines of every process's log. */
+  abstract logTails(): string;
+
+  /** Throws when there is no such node. */
+  node(id: string): ClusterNode {
+    const found = this.nodes.find((node) => node.id === id);
+    if (found === undefined) throw new RangeError(`no node ${id}`);
+    return found;
+  }
+
+  /** A signal to a storage node's process itself. */
+  signalNode(id: string, signal: NodeJS.Signals): void {
+    process.kill(this.node(id).pid, signal);
+  }
+
+  /** Where a node keeps the bytes of a volume, or of one of its snapshots. */
+  dataFile(nodeId: string, volumeId: string, snapshot?: string): string {
+    const inside = snapshot === undefined ? [] : ['snapshots', snapshot];
+    return join(this.dir, nodeId, 'replicas', volumeId, ...inside, 'data');
+  }
+}
+
+export class UpCluster extends Cluster {
   readonly dir: string;
   readonly rest: Rest;
   readonly nodes: readonly ClusterNode[];
-  readonly grpcPort: number;
+  readonly grpc: string;
   readonly #up: ChildProcess;
 
   /** Throws BW_IO with what `up` said when it does not come up. */
-  static async start({ advertiseHost, name, nodes = 2 }: ClusterOptions): Promise<Cluster> {
+  static async start({ advertiseHost, name, nodes = 2 }: ClusterOptions): Promise<UpCluster> {
     const dir = fs.mkdtempSync(join(tmpdir(), `${name}-`));
     const parameters = ['up', '--dir', dir, '--nodes', String(nodes), '--rest-port', '0', '--no-agent'];
     // It must not outlive this process, however this one ends; and Ctrl-C is for this process alone.
@@ -76,35 +108,18 @@ export class Cluster {
       fs.rmSync(dir, { recursive: true, force: true });
       throw new BlockwireError('BW_IO', `blockwire up failed: ${said || String(lines[0])}`);
     }
-    return new Cluster(dir, ready, up);
+    return new UpCluster(dir, advertiseHost, ready, up);
   }
 
-  private constructor(dir: string, ready: Static<typeof Ready>, up: ChildProcess) {
+  private constructor(dir: string, host: string, ready: Static<typeof Ready>, up: ChildProcess) {
+    super();
     this.dir = dir;
     this.rest = new Rest(ready.rest);
     this.nodes = ready.nodes;
-    this.grpcPort = Number(ready.grpc.split(':').at(-1));
+    this.grpc = `${host}:${ready.grpc.split(':').at(-1)}`;
     this.#up = up;
   }
 
-  /** Throws when there is no such node. */
-  node(id: string): ClusterNode {
-    const found = this.nodes.find((node) => node.id === id);
-    if (found === undefined) throw new RangeError(`no node ${id}`);
-    return found;
-  }
-
-  /** A signal to a storage node's process itself. */
-  signalNode(id: string, signal: NodeJS.Signals): void {
-    process.kill(this.node(id).pid, signal);
-  }
-
-  /** Where a node keeps the bytes of a volume. */
-  dataFile(nodeId: string, volumeId: string): string {
-    return join(this.dir, nodeId, 'replicas', volumeId, 'data');
-  }
-
-  /** The last lines of every process's log. */
   logTails(): string {
     const directory = join(this.dir, 'log');
     const names = fs.existsSync(directory) ? fs.readdirSync(directory).sort() : [];
@@ -113,7 +128,6 @@ export class Cluster {
       .join('\n');
   }
 
-  /** Ends every process and removes the directory. Idempotent. */
   async close(): Promise<void> {
     // A stopped process cannot end.
     for (const { pid } of this.nodes) {
@@ -155,7 +169,7 @@ export class Agent {
   static async start(machine: Machine, cluster: Cluster, options: AgentOptions = {}): Promise<Agent> {
     const { id = 'agent-1', replicaTimeoutMs, handover = false } = options;
     const parameters = [
-      ...['--id', id, '--control', `${machine.hostAddress}:${cluster.grpcPort}`],
+      ...['--id', id, '--control', cluster.grpc],
       ...['--metrics-port', '0', '--json'],
       ...(replicaTimeoutMs === undefined ? [] : ['--replica-timeout', String(replicaTimeoutMs)]),
       ...(handover ? ['--handover'] : []),
@@ -224,7 +238,8 @@ export function metric(text: string, name: string, labels: Readonly<Record<strin
   return values.length === 0 ? Number.NaN : values.reduce((sum, value) => sum + value, 0);
 }
 
-function tail(text: string): string {
+/** The last lines of a log. */
+export function tail(text: string): string {
   return text.trimEnd().split('\n').slice(-LOG_TAIL_LINES).join('\n');
 }
 

@@ -28,6 +28,7 @@ export const Attachment = Type.Object({
 });
 export type Attachment = Static<typeof Attachment>;
 
+const Nodes = Type.Array(Type.Object({ id: Type.String(), state: Type.String(), nbd: Type.String() }));
 const Agents = Type.Array(Type.Object({ id: Type.String(), state: Type.String() }));
 const Refusal = Type.Object({ code: Type.String(), message: Type.String() });
 
@@ -94,6 +95,10 @@ export class Rest {
 
   async deleteVolume(id: string): Promise<void> {
     await this.#expect(204, Type.Null(), 'DELETE', `/v1/volumes/${id}`);
+  }
+
+  nodes(): Promise<Static<typeof Nodes>> {
+    return this.#expect(200, Nodes, 'GET', '/v1/nodes');
   }
 
   agents(): Promise<Static<typeof Agents>> {

@@ -7,13 +7,12 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
+import { freshSeed, Random } from '../fault/random.ts';
+import { Load } from './load.ts';
 import type { AttachBody } from './rest.ts';
-import { fioVerify, MIB, World } from './world.ts';
+import { MIB, World } from './world.ts';
 
 const SIZE_BYTES = 16 * MIB;
-const STOP_FILE = '/run/takeovers-end';
-/** Bursts, and in between the machine's processors are free to start agents. */
-const BURSTS = '--thinktime=1s --thinktime_blocks=32';
 /** An agent is left to work so long at most before its end. */
 const LIFE_MS_MAX = 2000;
 
@@ -40,36 +39,23 @@ export interface TakeoverReport {
 /** Throws BW_IO with fio's words when the application saw an error. */
 export async function runTakeovers(world: World, plan: TakeoverPlan): Promise<TakeoverReport> {
   const devicesBefore = await countDevices(world);
-  const random = generator(plan.seed);
+  const random = new Random(plan.seed);
   const volume = await world.rest.createVolume({ name: 'takeovers', sizeBytes: SIZE_BYTES, replicas: 2 });
   const { id, device } = await world.rest.attach({ volume: volume.id, ...plan.device });
-  await world.shell(`rm -f ${STOP_FILE}`);
-  const load = world.machine.start(
-    `runs=0; while [ ! -e ${STOP_FILE} ]; do ${fioVerify(device, { sizeBytes: SIZE_BYTES })} ${BURSTS} || exit 1; ` +
-      'runs=$((runs + 1)); done; echo "fio runs: $runs"',
-  );
-  let loadEnded: string | null = null;
-  const outcome = load.done.then(({ exitCode, output }) => {
-    loadEnded = `exit code ${exitCode}\n${output}`;
-    return { exitCode, output };
-  });
-  const assertLoad = (): void => {
-    if (loadEnded !== null)
-      throw new BlockwireError('BW_IO', `fio ended: ${loadEnded}\n${world.describe()}\n`);
-  };
+  const load = Load.fio(world, device, SIZE_BYTES);
 
   const killGapsMs: number[] = [];
   const handoverPausesMs: number[] = [];
   for (let done = 0; done < plan.kills + plan.handovers; done++) {
-    const isKill = random() * (plan.kills + plan.handovers - done) < plan.kills - killGapsMs.length;
-    await sleep(random() * LIFE_MS_MAX);
-    assertLoad();
+    const isKill = random.below(plan.kills + plan.handovers - done) < plan.kills - killGapsMs.length;
+    await sleep(random.below(LIFE_MS_MAX));
+    load.assertGoesOn();
     if (isKill) {
       const killedMs = performance.now();
       world.agent.process.kill('SIGKILL');
       await world.agent.process.done;
       // Now and then the next one is killed too, somewhere between its start and its taking over.
-      if (random() < 0.2) await world.startAndKill(random() * LIFE_MS_MAX);
+      if (random.oneIn(5)) await world.startAndKill(random.below(LIFE_MS_MAX));
       await world.restartAgent();
       killGapsMs.push(Math.round(performance.now() - killedMs));
     } else {
@@ -86,15 +72,13 @@ export async function runTakeovers(world: World, plan: TakeoverPlan): Promise<Ta
     );
   }
 
-  await world.shell(`touch ${STOP_FILE}`);
-  const { exitCode, output } = await outcome;
-  if (exitCode !== 0) throw new BlockwireError('BW_IO', `fio failed\n${output}\n${world.describe()}`);
+  const fioRuns = await load.stop();
   const agentErrors = await world.agentMetric('blockwire_agent_errors_total', { volume: volume.id });
   await world.rest.detach(id);
   const digests = await world.replicaDigests(volume);
   await world.rest.deleteVolume(volume.id);
   return {
-    fioRuns: Number(/fio runs: (\d+)/.exec(output)?.[1]),
+    fioRuns,
     devicesBefore,
     devicesAfter: await countDevices(world),
     killGapsMs,
@@ -106,17 +90,6 @@ export async function runTakeovers(world: World, plan: TakeoverPlan): Promise<Ta
 
 async function countDevices(world: World): Promise<number> {
   return Number(await world.shell('ls /dev | grep -c "^ublk[bc]" || true'));
-}
-
-/** mulberry32: the same seed gives the same run. */
-function generator(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 function spread(values: readonly number[]): string {
@@ -132,7 +105,7 @@ async function main(): Promise<void> {
       handovers: { type: 'string', default: '20' },
       queues: { type: 'string', default: '1' },
       datapath: { type: 'string', default: 'auto' },
-      seed: { type: 'string', default: String(Date.now() % 2 ** 32) },
+      seed: { type: 'string', default: String(freshSeed()) },
     },
   });
   const say = (message: string): void => void process.stdout.write(`${message}\n`);

@@ -2,36 +2,59 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { pipeline } from 'node:stream/promises';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { Machine } from '../vm/machine.ts';
 import { Vm } from '../vm/vm.ts';
-import { Agent, type AgentOptions, Cluster, metric } from './cluster.ts';
+import { Agent, type AgentOptions, type Cluster, metric, UpCluster } from './cluster.ts';
+import { LabCluster, type LabOptions } from './lab.ts';
 import type { Attachment, Rest, Volume } from './rest.ts';
 
 const MEMORY_MIB = 2048;
 const SHELL_MS_MAX = 5 * 60_000;
-const WAIT_MS_MAX = 60_000;
 export const MIB = 2 ** 20;
+export { eventually } from './wait.ts';
 
-export interface WorldOptions {
-  readonly nodes?: number;
+interface MachineOptions {
   /** Of the machine; default 2. */
   readonly cpus?: number;
   readonly agent?: AgentOptions;
 }
 
-export class World {
+export interface WorldOptions extends MachineOptions {
+  /** Default 2. */
+  readonly nodes?: number;
+}
+
+export interface LabWorldOptions extends MachineOptions {
+  readonly lab?: LabOptions;
+}
+
+export class World<C extends Cluster = Cluster> {
   readonly machine: Machine;
-  readonly cluster: Cluster;
+  readonly cluster: C;
   readonly #agentOptions: AgentOptions;
   #agent: Agent;
 
-  static async start({ nodes = 2, cpus, agent = {} }: WorldOptions = {}): Promise<World> {
+  /** With the cluster that `blockwire up` makes. */
+  static start({ nodes, ...options }: WorldOptions = {}): Promise<World> {
+    const name = 'blockwire-e2e';
+    return World.#start(options, ({ hostAddress }) =>
+      UpCluster.start({ advertiseHost: hostAddress, name, ...(nodes === undefined ? {} : { nodes }) }),
+    );
+  }
+
+  /** With a cluster whose processes and links can be taken down and put back. */
+  static startLab({ lab, ...options }: LabWorldOptions = {}): Promise<World<LabCluster>> {
+    return World.#start(options, () => LabCluster.start(lab));
+  }
+
+  static async #start<C extends Cluster>(
+    { cpus, agent = {} }: MachineOptions,
+    startCluster: (machine: Machine) => Promise<C>,
+  ): Promise<World<C>> {
     const machine = await Vm.boot({ memoryMiB: MEMORY_MIB, cpus });
-    let cluster: Cluster | null = null;
+    let cluster: C | null = null;
     try {
-      cluster = await Cluster.start({ advertiseHost: machine.hostAddress, name: 'blockwire-e2e', nodes });
+      cluster = await startCluster(machine);
       return new World(machine, cluster, await Agent.start(machine, cluster, agent), agent);
     } catch (error) {
       await cluster?.close();
@@ -40,7 +63,7 @@ export class World {
     }
   }
 
-  private constructor(machine: Machine, cluster: Cluster, agent: Agent, agentOptions: AgentOptions) {
+  private constructor(machine: Machine, cluster: C, agent: Agent, agentOptions: AgentOptions) {
     this.machine = machine;
     this.cluster = cluster;
     this.#agent = agent;
@@ -96,9 +119,9 @@ export class World {
     return metric(await this.agent.get('/metrics'), name, labels);
   }
 
-  /** The digest of a volume's bytes on each of its nodes. */
-  replicaDigests({ id, replicas }: Volume): Promise<string[]> {
-    return Promise.all(replicas.map(({ node }) => digest(this.cluster.dataFile(node, id))));
+  /** The digest of a volume's bytes, or of a snapshot's, on each of its nodes. */
+  replicaDigests({ id, replicas }: Volume, snapshot?: string): Promise<string[]> {
+    return Promise.all(replicas.map(({ node }) => digest(this.cluster.dataFile(node, id, snapshot))));
   }
 
   /** For a failed test: what the processes said last. */
@@ -120,19 +143,6 @@ export function fioVerify(device: string, options: { sizeBytes: number; directio
     '--direct=1 --ioengine=libaio --iodepth=32 --randrepeat=0',
     '--verify=crc32c --do_verify=1 --verify_fatal=1 --verify_state_save=0',
   ].join(' ');
-}
-
-/** Asks again until it is so. Throws BW_TIMEOUT with the last answer. */
-export async function eventually<T>(ask: () => Promise<T>, isSo: (answer: T) => boolean): Promise<T> {
-  const deadlineMs = performance.now() + WAIT_MS_MAX;
-  for (;;) {
-    const answer = await ask();
-    if (isSo(answer)) return answer;
-    if (performance.now() > deadlineMs) {
-      throw new BlockwireError('BW_TIMEOUT', `still ${JSON.stringify(answer)}`);
-    }
-    await sleep(100);
-  }
 }
 
 async function digest(path: string): Promise<string> {

@@ -4,7 +4,7 @@ import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
-import { Agent, Cluster } from '../e2e/cluster.ts';
+import { Agent, type Cluster, UpCluster } from '../e2e/cluster.ts';
 import { HostMachine } from '../vm/host.ts';
 import { cacheDirectory, ensureKernel } from '../vm/kernel.ts';
 import type { Machine } from '../vm/machine.ts';
@@ -43,7 +43,7 @@ export async function setStage(console: Console, resources: Resources): Promise<
   );
   console.step(`Linux ${machine.kernelRelease} is ready; starting a control plane and two storage nodes`);
   const cluster = await resources.hold(() =>
-    Cluster.start({ advertiseHost: machine.hostAddress, name: 'blockwire-quickstart' }),
+    UpCluster.start({ advertiseHost: machine.hostAddress, name: 'blockwire-quickstart' }),
   );
   console.step(`${cluster.nodes.map(({ id }) => id).join(', ')} registered; starting the agent`);
   const starting = Agent.start(machine, cluster);
