@@ -122,6 +122,7 @@ export class ServerHandshake {
   #noZeroes = false;
   #replyMode: ReplyMode = REPLY_SIMPLE;
   #lookup: PendingLookup | null = null;
+  /** The export that they were selected for: several names may mean the same one. */
   #contextsOf: string | null = null;
   #contexts: readonly MetaContext[] = [];
   #skipBytes = 0;
@@ -395,7 +396,7 @@ export class ServerHandshake {
     }
     this.#reply(option, NBD_REP_ACK);
     if (setting) {
-      this.#contextsOf = lookup.name;
+      this.#contextsOf = found.name;
       this.#contexts = selected;
     }
   }

@@ -11,7 +11,12 @@ import { Volumes } from './volumes.ts';
 test('fencing and deleting cut exactly the connections they must', async (t) => {
   const log = createLogger('test');
   log.level = 'silent';
-  const store = new ReplicaStore({ directory: temporaryDirectory(t), capacityBytes: null, log });
+  const store = new ReplicaStore({
+    directory: temporaryDirectory(t),
+    capacityBytes: null,
+    bootId: 'boot',
+    log,
+  });
   const plane = await DataPlane.start({
     host: '127.0.0.1',
     port: 0,
@@ -36,9 +41,10 @@ test('fencing and deleting cut exactly the connections they must', async (t) => 
   const block = Buffer.alloc(4096, 1);
   for (const client of old) assert.equal(await client.write(0, block), 0);
 
-  await volumes.installEpoch({ volumeId: 'vol-a', generation: 1, epoch: 2 });
+  const order = { role: 'inSync', joinedEpoch: 1, lossEpoch: 0 } as const;
+  await volumes.installEpoch('vol-a', { ...order, generation: 1, epoch: 2 });
   for (const client of old) assert.equal(await client.write(0, block), 0, 'the same generation stays');
-  await volumes.installEpoch({ volumeId: 'vol-a', generation: 2, epoch: 3 });
+  await volumes.installEpoch('vol-a', { ...order, generation: 2, epoch: 3 });
   for (const client of old) assert.equal(await client.write(0, Buffer.alloc(4096, 9)), -1, 'cut');
   const fresh = await openExport(address, 'vol-a');
   assert.ok(block.equals(await fresh.read(0, 4096)), 'nothing of the old writer arrived after the fence');

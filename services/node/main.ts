@@ -2,6 +2,7 @@
  * The storage node, its parts in the order in which data meets them: store, data plane, volumes, control plane, metrics.
  * Stopped in reverse.
  */
+import { readFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoName } from '@blockwire/native/errors.ts';
@@ -14,7 +15,7 @@ import { type NodeConfig, parseNodeArguments } from './config.ts';
 import { DataPlane } from './data/data-plane.ts';
 import { createNodeMetrics } from './metrics.ts';
 import { Registration } from './registration.ts';
-import { keepNodeId } from './store/node-id.ts';
+import { keepCapabilityKey, keepNodeId, readCapabilityKey } from './store/node-id.ts';
 import { ReplicaStore } from './store/replica-store.ts';
 import { Volumes } from './volumes.ts';
 
@@ -25,6 +26,7 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
   const store = new ReplicaStore({
     directory: config.dataDir,
     capacityBytes: config.capacityBytes,
+    bootId: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(),
     log,
   });
   lifecycle.onStop('store', () => store.close());
@@ -49,6 +51,8 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
     volumes.seal();
   });
 
+  let key = readCapabilityKey(config.dataDir);
+  if (key !== null) await plane.trust(key);
   const volumes = new Volumes({ store, server: plane, log });
   const served = volumes.serveAll();
   // A crashed node that has much to compute is there for its other volumes meanwhile.
@@ -63,7 +67,15 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
   if (config.control !== null) {
     const { control, id: nodeId, zone } = config;
     const version = readVersion();
-    registration = new Registration({ control, nodeId, nbdAddress, zone, version, store, volumes, log });
+    registration = new Registration({
+      ...{ control, nodeId, nbdAddress, zone, version, store, volumes, log },
+      onCapabilityKey: async (told) => {
+        if (key !== null && Buffer.compare(key, told) === 0) return;
+        keepCapabilityKey(config.dataDir, told);
+        key = told;
+        await plane.trust(told);
+      },
+    });
     const started = registration;
     lifecycle.onStop('registration', () => started.stop());
   }

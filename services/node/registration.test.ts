@@ -33,7 +33,7 @@ class ControlPlane {
     const handlers: Partial<NodesHandlers> = {
       Register: (call, callback) => {
         this.registered.push(call.request);
-        callback(null, { heartbeatIntervalMs: 100 });
+        callback(null, { heartbeatIntervalMs: 100, capabilityKey: Buffer.alloc(32, 7) });
       },
       Heartbeat: (call, callback) => {
         this.beats.push(call.request);
@@ -82,12 +82,13 @@ test('registers, carries out commands, answers with stable codes, and comes back
   const log = createLogger('test');
   log.level = 'silent';
   const directory = temporaryDirectory(t);
-  const store = new ReplicaStore({ directory, capacityBytes: 100 * MIB, log });
+  const store = new ReplicaStore({ directory, capacityBytes: 100 * MIB, bootId: 'boot', log });
   const done: string[] = [];
+  const keys: number[] = [];
   const server: VolumeServer = {
     add: async ({ id, sizeBytes }) => void done.push(`add ${id} ${sizeBytes}`),
     remove: async (id) => void done.push(`remove ${id}`),
-    fence: async (id, generation) => void done.push(`fence ${id} ${generation}`),
+    install: async (id, { installed, cut }) => void done.push(`install ${id} ${installed.generation} ${cut}`),
     hold: async (id) => void done.push(`hold ${id}`),
     unhold: async (id) => void done.push(`unhold ${id}`),
     resize: async (id, sizeBytes) => void done.push(`resize ${id} ${sizeBytes}`),
@@ -103,6 +104,7 @@ test('registers, carries out commands, answers with stable codes, and comes back
     version: '1.2.3',
     store,
     volumes,
+    onCapabilityKey: async (key) => void keys.push(key[0] ?? -1),
     log,
   });
   t.after(async () => {
@@ -112,6 +114,7 @@ test('registers, carries out commands, answers with stable codes, and comes back
   });
   await registration.registered;
   assert.equal(registration.connected, true);
+  assert.deepEqual(keys, [7]);
   const [hello] = control.registered;
   assert.equal(hello?.capacityBytes, 100 * MIB);
   assert.equal(hello?.zone, 'z1');
@@ -148,7 +151,14 @@ test('registers, carries out commands, answers with stable codes, and comes back
     'BW_REPLICA_NOT_FOUND',
   );
   assert.equal(await control.command({}), 'BW_PROTOCOL');
-  assert.deepEqual(done, [`add vol-1 ${60 * MIB}`, 'fence vol-1 3']);
+  const rebuilding = { role: 'REPLICA_STATE_REBUILDING', generation: 3, epoch: 2, joinedEpoch: 2 } as const;
+  assert.equal(await control.command({ installEpoch: { volumeId, ...rebuilding } }), '');
+  assert.equal(store.installed(volumeId).role, 'rebuilding');
+  assert.deepEqual(done, [
+    `add vol-1 ${60 * MIB}`,
+    'install vol-1 3 olderGenerations',
+    'install vol-1 3 all',
+  ]);
 
   // The control plane forgot the node: it registers again, with what it holds.
   const registrations = control.registered.length;

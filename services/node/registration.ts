@@ -4,10 +4,11 @@
  */
 import { createNodesClient, nodesMethods, unary } from '@blockwire/proto/control/client.ts';
 import { toRpcError } from '@blockwire/proto/control/errors.ts';
-import type { NodeCommand, NodesClient } from '@blockwire/proto/control/types.ts';
+import type { InstallEpoch, NodeCommand, NodesClient } from '@blockwire/proto/control/types.ts';
 import { ControlSession } from '@blockwire/shared/control-session.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
+import type { InstallOrder } from './replication/admission.ts';
 import type { ReplicaStore } from './store/replica-store.ts';
 import type { Volumes } from './volumes.ts';
 
@@ -22,7 +23,15 @@ export interface RegistrationOptions {
   readonly version: string;
   readonly store: ReplicaStore;
   readonly volumes: Volumes;
+  /** The raw key that capabilities are verified with, at every registration. */
+  readonly onCapabilityKey: (key: Uint8Array) => Promise<void>;
   readonly log: Logger;
+}
+
+function installOrder(message: InstallEpoch): InstallOrder {
+  const { generation, epoch, joinedEpoch, lossEpoch } = message;
+  const role = message.role === 'REPLICA_STATE_REBUILDING' ? 'rebuilding' : 'inSync';
+  return { generation, epoch, role, joinedEpoch, lossEpoch };
 }
 
 export class Registration {
@@ -64,6 +73,7 @@ export class Registration {
       sizeBytes: descriptor.sizeBytes,
       generation: descriptor.generation,
       epoch: descriptor.epoch,
+      unclean: descriptor.uncleanEpoch !== null,
     }));
     const capacityBytes = store.capacityBytes();
     const freeBytes = store.freeBytes();
@@ -71,6 +81,7 @@ export class Registration {
     const options = { timeoutMs: CALL_TIMEOUT_MS, signal };
     const answer = await unary(this.#client, nodesMethods().Register, request, options);
     log.info({ control }, 'registered with the control plane');
+    if (answer.capabilityKey.length > 0) await this.#options.onCapabilityKey(answer.capabilityKey);
     return answer.heartbeatIntervalMs;
   }
 
@@ -112,7 +123,7 @@ export class Registration {
       case 'deleteReplica':
         return volumes.delete(command.deleteReplica!.volumeId);
       case 'installEpoch':
-        return volumes.installEpoch(command.installEpoch!);
+        return volumes.installEpoch(command.installEpoch!.volumeId, installOrder(command.installEpoch!));
       case 'createSnapshot':
         return volumes.createSnapshot(command.createSnapshot!);
       case 'deleteSnapshot':

@@ -4,6 +4,9 @@ import { promisify } from 'node:util';
 import { errnoName } from '@blockwire/native/errors.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
+import type { InstallOrder } from './replication/admission.ts';
+import { type Installation, prepareInstallation } from './replication/membership.ts';
+import { installedOf } from './store/descriptor.ts';
 import { dirtyRegions, recoverReplica } from './store/recovery.ts';
 import { type ReplicaFiles, readRegions } from './store/replica-files.ts';
 import type { Replica, ReplicaStore } from './store/replica-store.ts';
@@ -14,7 +17,7 @@ import type { VolumeOptions } from './worker/volume.ts';
 export interface VolumeServer {
   add(volume: VolumeOptions): Promise<void>;
   remove(id: string): Promise<void>;
-  fence(id: string, generation: number, epoch: number): Promise<void>;
+  install(id: string, installation: Installation): Promise<void>;
   hold(id: string): Promise<void>;
   unhold(id: string): Promise<void>;
   resize(id: string, sizeBytes: number): Promise<void>;
@@ -112,15 +115,16 @@ export class Volumes {
   }
 
   /**
-   * Persists generation and epoch first; then a higher generation cuts older connections. Resolves when none of their
-   * writes is at work any more: from then on the old writer changes nothing here.
+   * Persists what the order makes of the replica; then a higher generation, or a new rebuild, cuts connections. Resolves
+   * when none of their writes is at work any more: from then on the old writer changes nothing here. Throws what
+   * afterInstall throws.
    */
-  installEpoch(request: EpochRequest): Promise<void> {
-    const { volumeId, generation, epoch } = request;
+  installEpoch(volumeId: string, order: InstallOrder): Promise<void> {
     return this.#inTurn(volumeId, async () => {
-      this.#store.installEpoch(volumeId, generation, epoch);
+      const installation = prepareInstallation(this.#store.installed(volumeId), order);
+      this.#store.install(volumeId, installation.installed);
       // Also when it is not news: the process may have ended between the two steps.
-      await this.#server.fence(volumeId, generation, epoch);
+      await this.#server.install(volumeId, installation);
     });
   }
 
@@ -213,15 +217,14 @@ export class Volumes {
   }
 
   async #serveFiles(files: ReplicaFiles): Promise<void> {
-    const { volumeId, sizeBytes, generation, epoch, snapshot } = files.descriptor;
+    const { volumeId, sizeBytes, snapshot } = files.descriptor;
     await recoverReplica(files, this.#log);
     const id = snapshot === null ? volumeId : exportOf(volumeId, snapshot);
     const { fd, checksumsFd, regionsFd } = files;
     const regions = readRegions(files).words;
-    const readOnly = snapshot !== null;
     await this.#server.add({
       ...{ id, fd, checksumsFd, regionsFd, regions },
-      ...{ sizeBytes, generation, epoch, readOnly },
+      ...{ sizeBytes, installed: snapshot === null ? installedOf(files.descriptor) : null },
     });
     this.#served.add(id);
   }

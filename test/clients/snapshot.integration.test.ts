@@ -45,7 +45,7 @@ test('a snapshot reads the same with every client, refuses writes, and stays whi
   await before.node.end('SIGTERM');
   const log = createLogger('test');
   log.level = 'silent';
-  const store = new ReplicaStore({ directory: dataDir, capacityBytes: null, log });
+  const store = new ReplicaStore({ directory: dataDir, capacityBytes: null, bootId: 'boot', log });
   await store.createSnapshot('vol-a', 'daily-1', true);
   store.close();
 

@@ -64,11 +64,12 @@ export class SimReplica {
     this.#disk = disk;
     this.#mutation = mutation;
     const io = this.#io();
-    const { generation, epoch } = disk.installed;
+    const { installed } = disk;
+    const { epoch } = installed;
     this.volume = new Volume(
       {
         ...{ id: 'volume', fd: DATA_FD, checksumsFd: CHECKSUMS_FD, regionsFd: REGIONS_FD },
-        ...{ regions: disk.regionWords, sizeBytes: SIZE_BYTES, generation, epoch, readOnly: false },
+        ...{ regions: disk.regionWords, sizeBytes: SIZE_BYTES, installed },
       },
       io,
       this.#slots,

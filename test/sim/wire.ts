@@ -1,5 +1,5 @@
 /** What agents and nodes say to each other on a connection. */
-import type { SessionClaim } from '@blockwire/node/replication/admission.ts';
+import type { MemberClaim } from '@blockwire/node/replication/admission.ts';
 
 export interface Mark {
   readonly number: number;
@@ -7,7 +7,7 @@ export interface Mark {
 }
 
 export type ToNode =
-  | { readonly type: 'hello'; readonly claim: SessionClaim; readonly link: string; readonly attempt: number }
+  | { readonly type: 'hello'; readonly claim: MemberClaim; readonly link: string; readonly attempt: number }
   | {
       readonly type: 'write';
       readonly tag: number;

@@ -7,6 +7,7 @@ import { native } from '@blockwire/native/native.ts';
 import { RingWorker } from '@blockwire/native/worker-loop.ts';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
+import type { Installation } from '../replication/membership.ts';
 import type { VolumeOptions } from '../worker/volume.ts';
 import { type Listener, listen } from './listen.ts';
 import type { ExportRecord, FromWorker, ToWorker, WorkerSettings } from './messages.ts';
@@ -29,7 +30,9 @@ export interface DataPlaneOptions {
 
 interface Pending {
   remaining: number;
-  /** The worker's own answer; `done` carries nothing. */
+  /** The first answer of one that failed. */
+  failure: FromWorker | null;
+  /** A failure, or the last worker's answer; `done` carries nothing. */
   readonly resolve: (message: FromWorker) => void;
 }
 
@@ -74,8 +77,8 @@ export class DataPlane {
     const owner = ownerOf(volume.id, this.#workers.length);
     const opened = await this.#ask([owner], (request) => ({ type: 'open', request, ...volume }));
     const canPunchHole = opened.type === 'opened' && opened.canPunchHole;
-    const { id, sizeBytes, generation, readOnly } = volume;
-    await this.#publish({ id, sizeBytes, generation, readOnly, owner, canPunchHole });
+    const { id, sizeBytes, installed } = volume;
+    await this.#publish({ id, sizeBytes, installed, owner, canPunchHole });
   }
 
   async #publish(record: ExportRecord): Promise<void> {
@@ -90,14 +93,20 @@ export class DataPlane {
   }
 
   /**
-   * Cuts the connections of lower generations; when their last write is over, regions with an intent get the epoch.
-   * Resolves when that is durable. Throws BW_IO.
+   * What was persisted of a volume's membership: cuts connections as it says; when the last of their writes is over,
+   * regions with an intent get the epoch. Resolves when that is durable. Throws BW_IO.
    */
-  async fence(id: string, generation: number, epoch: number): Promise<void> {
+  async install(id: string, installation: Installation): Promise<void> {
+    const { installed } = installation;
     const record = this.#records.get(id);
-    if (record !== undefined) this.#records.set(id, { ...record, generation });
-    await this.#askAll((request) => ({ type: 'fence', request, id, generation }));
-    await this.#askOwner(id, (request) => ({ type: 'tag', request, id, epoch }));
+    if (record !== undefined) this.#records.set(id, { ...record, installed });
+    const answer = await this.#askAll((request) => ({ type: 'install', request, id, ...installation }));
+    requireSuccess(id, answer);
+  }
+
+  /** From now on exports are opened with capabilities that this key verifies. @param key the raw 32 bytes */
+  async trust(key: Uint8Array): Promise<void> {
+    await this.#askAll((request) => ({ type: 'trust', request, key }));
   }
 
   /** Holds writes back; resolves when none is at work. `unhold` must follow. */
@@ -122,9 +131,7 @@ export class DataPlane {
   }
 
   async #askOwner(id: string, message: (request: number) => ToWorker): Promise<void> {
-    const answer = await this.#ask([ownerOf(id, this.#workers.length)], message);
-    if (answer.type !== 'done' || answer.errno === 0) return;
-    throw new BlockwireError('BW_IO', `the files of ${id} failed: ${errnoName(answer.errno)}`);
+    requireSuccess(id, await this.#ask([ownerOf(id, this.#workers.length)], message));
   }
 
   /** Cuts every connection, ends the workers, closes the listening socket. */
@@ -187,9 +194,11 @@ export class DataPlane {
         break;
       default: {
         const pending = this.#pending.get(message.request);
-        if (pending === undefined || --pending.remaining > 0) return;
+        if (pending === undefined) return;
+        if (message.type === 'done' && message.errno !== 0) pending.failure ??= message;
+        if (--pending.remaining > 0) return;
         this.#pending.delete(message.request);
-        pending.resolve(message);
+        pending.resolve(pending.failure ?? message);
       }
     }
   }
@@ -198,11 +207,11 @@ export class DataPlane {
     return this.#ask([...this.#workers.keys()], message);
   }
 
-  /** Sends to some workers; resolves with the last of their answers. */
+  /** Sends to some workers; resolves when all have answered. */
   #ask(workers: readonly number[], message: (request: number) => ToWorker): Promise<FromWorker> {
     const request = ++this.#requests;
     const { promise, resolve } = Promise.withResolvers<FromWorker>();
-    this.#pending.set(request, { remaining: workers.length, resolve });
+    this.#pending.set(request, { remaining: workers.length, failure: null, resolve });
     for (const index of workers) this.#post(this.#workers[index]!, message(request));
     return promise;
   }
@@ -210,6 +219,11 @@ export class DataPlane {
   #post(worker: RingWorker, message: ToWorker): void {
     worker.post(message);
   }
+}
+
+function requireSuccess(id: string, answer: FromWorker): void {
+  if (answer.type !== 'done' || answer.errno === 0) return;
+  throw new BlockwireError('BW_IO', `the files of ${id} failed: ${errnoName(answer.errno)}`);
 }
 
 /** The worker that a volume belongs to: FNV-1a of its id. */

@@ -12,6 +12,7 @@ import {
   NBD_PAYLOAD_SIZE_BYTES_MAX,
 } from '@blockwire/proto/nbd/constants.ts';
 import type { ExportDescription } from '@blockwire/proto/nbd/server-handshake.ts';
+import type { Session } from '../replication/session.ts';
 import type { ExportRecord } from './messages.ts';
 
 /** Flush covers what any connection wrote, one file being behind them all: that is CAN_MULTI_CONN. */
@@ -28,11 +29,11 @@ export const INTENT_CONTEXT = 'blockwire:intent';
 export const CHANGED_SINCE_PREFIX = 'blockwire:changed-since/';
 const CHANGED_SINCE = /^blockwire:changed-since\/(0|[1-9]\d{0,9})$/;
 
-export function describeExport(record: ExportRecord): ExportDescription {
+export function describeExport(record: ExportRecord, session: Session): ExportDescription {
   return {
     name: record.id,
     sizeBytes: record.sizeBytes,
-    transmissionFlags: flagsOf(record),
+    transmissionFlags: flagsOf(record, session),
     // Any client works: parts of blocks are merged (engine.ts).
     blockSizeMinBytes: 1,
     blockSizePreferredBytes: 4096,
@@ -42,8 +43,8 @@ export function describeExport(record: ExportRecord): ExportDescription {
   };
 }
 
-function flagsOf(record: ExportRecord): number {
-  if (record.readOnly) {
+function flagsOf(record: ExportRecord, { mayWrite }: Session): number {
+  if (!mayWrite) {
     return NBD_FLAG_HAS_FLAGS | NBD_FLAG_READ_ONLY | NBD_FLAG_SEND_CACHE | NBD_FLAG_CAN_MULTI_CONN;
   }
   return FLAGS | (record.canPunchHole ? FLAGS_WITH_HOLES : 0);

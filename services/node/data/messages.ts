@@ -1,5 +1,8 @@
 /** What the main thread and the data workers say to each other. Plain data; never on the path of a request. */
 import type { ReplyMode } from '@blockwire/proto/nbd/reply.ts';
+import type { Installed } from '../replication/admission.ts';
+import type { Installation } from '../replication/membership.ts';
+import type { Session } from '../replication/session.ts';
 import type { StatusContext } from '../worker/block-status.ts';
 import type { VolumeOptions } from '../worker/volume.ts';
 
@@ -16,9 +19,8 @@ export interface WorkerSettings {
 export interface ExportRecord {
   readonly id: string;
   readonly sizeBytes: number;
-  readonly generation: number;
-  /** A snapshot. */
-  readonly readOnly: boolean;
+  /** Null: a snapshot, which belongs to no membership. */
+  readonly installed: Installed | null;
   readonly owner: number;
   /** What its owner found the file system can do. */
   readonly canPunchHole: boolean;
@@ -28,7 +30,7 @@ export interface ExportRecord {
 export interface Handover {
   readonly fd: number;
   readonly volumeId: string;
-  readonly generation: number;
+  readonly session: Session;
   readonly replyMode: ReplyMode;
   readonly contexts: readonly StatusContext[];
   /** Received, but not used by the handshake. */
@@ -42,10 +44,13 @@ export type ToWorker =
   | { readonly type: 'publish'; readonly request: number; readonly record: ExportRecord }
   /** To everyone: the export is unknown from now on. The owner answers when all of its connections are gone. */
   | { readonly type: 'retire'; readonly request: number; readonly id: string }
-  /** To everyone: connections with a lower generation are cut. The owner answers when their last write is over. */
-  | { readonly type: 'fence'; readonly request: number; readonly id: string; readonly generation: number }
-  /** To the owner: regions with an intent get this epoch; answered when that is durable. */
-  | { readonly type: 'tag'; readonly request: number; readonly id: string; readonly epoch: number }
+  /**
+   * To everyone: what has been persisted of the volume's membership. Connections are cut as it says; the owner answers when
+   * the last of their writes is over and, after that, regions with an intent have the epoch, durably.
+   */
+  | ({ readonly type: 'install'; readonly request: number; readonly id: string } & Installation)
+  /** To everyone: the raw key that capabilities are verified with. */
+  | { readonly type: 'trust'; readonly request: number; readonly key: Uint8Array }
   /** To the owner: no write begins until `unhold`; answered when none is at work. */
   | { readonly type: 'hold'; readonly request: number; readonly id: string }
   | { readonly type: 'unhold'; readonly request: number; readonly id: string }

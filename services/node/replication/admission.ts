@@ -5,7 +5,7 @@
  * Invariants:
  * - Generation and epoch never go back.
  * - A session names the generation and the epoch that its client goes by, and both must be the installed ones: a client
- *   that missed a membership learns of it before it writes or reads again.
+ *   that missed a membership learns of it before it writes or reads again. Who was only given an address knows no epoch.
  * - After a power failure nobody gets in until the control plane has decided what the replica still counts for.
  */
 import { BlockwireError } from '@blockwire/shared/errors.ts';
@@ -32,13 +32,21 @@ export interface InstallOrder {
   readonly lossEpoch: number;
 }
 
-/** What a client says of itself when it connects. */
-export interface SessionClaim {
-  readonly generation: number;
-  readonly epoch: number;
+/** What one who knows the membership says of itself. */
+export interface MemberClaim {
   /** `writer`: the volume's agent. `peer`: another node, which only reads. */
   readonly kind: 'writer' | 'peer';
+  readonly generation: number;
+  readonly epoch: number;
 }
+
+/** What one who was only given an address says: `client` also writes. */
+export interface AddressClaim {
+  readonly kind: 'client' | 'reader';
+  readonly generation: number;
+}
+
+export type SessionClaim = MemberClaim | AddressClaim;
 
 /** Throws BW_GENERATION_OLD, BW_EPOCH_OLD, or BW_REPLICA_DAMAGED after a power failure that nobody has accepted. */
 export function afterInstall(installed: Installed, order: InstallOrder): Installed {
@@ -69,7 +77,8 @@ export function afterInstall(installed: Installed, order: InstallOrder): Install
 
 /** Throws BW_GENERATION_OLD, BW_EPOCH_OLD, BW_REPLICA_DAMAGED, or BW_CONFLICT for what is not installed here yet. */
 export function admitSession(installed: Installed, claim: SessionClaim): void {
-  const { generation, epoch, kind } = claim;
+  const { generation, kind } = claim;
+  const epoch = 'epoch' in claim ? claim.epoch : installed.epoch;
   if (installed.uncleanEpoch !== null) {
     throw new BlockwireError('BW_REPLICA_DAMAGED', 'power failed here; the replica waits to be rebuilt');
   }
@@ -82,7 +91,7 @@ export function admitSession(installed: Installed, claim: SessionClaim): void {
   if (generation > installed.generation || epoch > installed.epoch) {
     throw new BlockwireError('BW_CONFLICT', 'this membership is not installed here; try again');
   }
-  if (kind === 'peer' && installed.role !== 'inSync') {
+  if (kind !== 'writer' && installed.role !== 'inSync') {
     throw new BlockwireError('BW_CONFLICT', 'the replica is not in sync');
   }
 }

@@ -11,17 +11,18 @@
 /** Raises the stamp that writes get from now on, and returns it. */
 export type NextStamp = () => number;
 
+export interface Mark {
+  readonly number: number;
+  readonly epoch: number;
+}
+
 export class CheckpointMarks {
   #number = 0;
   #epoch = 0;
   #stamp = 0;
 
   /** MARK n has arrived. @param installedEpoch what is installed here */
-  mark(
-    mark: { readonly number: number; readonly epoch: number },
-    installedEpoch: number,
-    next: NextStamp,
-  ): void {
+  mark(mark: Mark, installedEpoch: number, next: NextStamp): void {
     if (mark.epoch !== installedEpoch) return;
     if (mark.epoch === this.#epoch && mark.number <= this.#number) return;
     this.#number = mark.number;
@@ -30,7 +31,7 @@ export class CheckpointMarks {
   }
 
   /** CHECKPOINT n has arrived: intents of regions written only before the stamp returned may go. Null: none. */
-  covered(mark: { readonly number: number; readonly epoch: number }, installedEpoch: number): number | null {
+  covered(mark: Mark, installedEpoch: number): number | null {
     const isKnown = mark.number === this.#number && mark.epoch === this.#epoch;
     return isKnown && mark.epoch === installedEpoch ? this.#stamp : null;
   }

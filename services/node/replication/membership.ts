@@ -11,7 +11,7 @@ import {
   type SessionClaim,
 } from './admission.ts';
 import { FreshMap } from './fresh.ts';
-import { CheckpointMarks, type NextStamp } from './marks.ts';
+import { CheckpointMarks, type Mark, type NextStamp } from './marks.ts';
 
 /** Which connections end with an installation, before it is answered. */
 export type Cut = 'none' | 'olderGenerations' | 'all';
@@ -21,6 +21,15 @@ export interface Installation {
   readonly cut: Cut;
 }
 
+/** What an order makes of a replica; to be persisted, then `commit`ted. Throws what afterInstall throws. */
+export function prepareInstallation(before: Installed, order: InstallOrder): Installation {
+  const installed = afterInstall(before, order);
+  const isNewRebuild = order.role === 'rebuilding' && order.joinedEpoch !== before.joinedEpoch;
+  // A write of an earlier time, still on its way, must not arrive behind what the rebuild copies.
+  const cut = isNewRebuild ? 'all' : order.generation > before.generation ? 'olderGenerations' : 'none';
+  return { installed, cut };
+}
+
 export class ReplicaMembership {
   #installed: Installed;
   #fresh: FreshMap | null = null;
@@ -28,6 +37,8 @@ export class ReplicaMembership {
 
   constructor(installed: Installed) {
     this.#installed = installed;
+    // A rebuild that the last process began is ordered again. What it copies is then read after every write from before.
+    if (installed.role === 'rebuilding') this.#fresh = new FreshMap();
   }
 
   get installed(): Installed {
@@ -43,14 +54,9 @@ export class ReplicaMembership {
     return this.#fresh;
   }
 
-  /** What an order makes of the replica; to be persisted, then `commit`ted. Throws what afterInstall throws. */
+  /** Throws what afterInstall throws. */
   prepare(order: InstallOrder): Installation {
-    const before = this.#installed;
-    const installed = afterInstall(before, order);
-    const isNewRebuild = order.role === 'rebuilding' && order.joinedEpoch !== before.joinedEpoch;
-    // A write of an earlier time, still on its way, must not arrive behind what the rebuild copies.
-    const cut = isNewRebuild ? 'all' : order.generation > before.generation ? 'olderGenerations' : 'none';
-    return { installed, cut };
+    return prepareInstallation(this.#installed, order);
   }
 
   /** It is durable. */
@@ -72,12 +78,12 @@ export class ReplicaMembership {
     this.#fresh?.add(offset, length);
   }
 
-  mark(mark: { readonly number: number; readonly epoch: number }, next: NextStamp): void {
+  mark(mark: Mark, next: NextStamp): void {
     this.#marks.mark(mark, this.#installed.epoch, next);
   }
 
   /** Null: nothing is covered. A replica being rebuilt keeps its intents: they are part of what it lacks. */
-  covered(mark: { readonly number: number; readonly epoch: number }): number | null {
+  covered(mark: Mark): number | null {
     return this.role === 'inSync' ? this.#marks.covered(mark, this.#installed.epoch) : null;
   }
 }

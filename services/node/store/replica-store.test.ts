@@ -6,16 +6,23 @@ import { type TestContext, test } from 'node:test';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import { createLogger } from '@blockwire/shared/log.ts';
 import { temporaryDirectory } from '../testing/node-process.ts';
-import { readDescriptor, writeDescriptor } from './descriptor.ts';
-import { keepNodeId } from './node-id.ts';
+import { type Descriptor, readDescriptor, writeDescriptor } from './descriptor.ts';
+import { keepCapabilityKey, keepNodeId, readCapabilityKey } from './node-id.ts';
+import { writeRegionPages } from './region-file.ts';
+import { REGION_INTENT, RegionTable } from './region-table.ts';
 import { ReplicaStore } from './replica-store.ts';
 
 const MIB = 2 ** 20;
 const log = createLogger('test');
 log.level = 'silent';
 
-function open(t: TestContext, directory: string, capacityBytes: number | null = 100 * MIB): ReplicaStore {
-  const store = new ReplicaStore({ directory, capacityBytes, log });
+function open(
+  t: TestContext,
+  directory: string,
+  capacityBytes: number | null = 100 * MIB,
+  bootId = 'boot-1',
+): ReplicaStore {
+  const store = new ReplicaStore({ directory, capacityBytes, bootId, log });
   let closed = false;
   const close = store.close.bind(store);
   store.close = () => {
@@ -41,11 +48,12 @@ test('a replica is thin, whole blocks, and found again', (t) => {
   assert.equal(size, MIB + 4096);
   assert.ok(blocks * 512 < 65536, 'nothing is allocated');
   assert.equal(first.freeBytes(), 99 * MIB - 1);
-  first.installEpoch('vol-1', 4, 5);
+  const installed = { ...first.installed('vol-1'), generation: 4, epoch: 5 };
+  first.install('vol-1', installed);
   first.close();
   const second = open(t, directory);
   assert.deepEqual(second.get('vol-1').descriptor, {
-    ...{ version: 2, ...VOL, generation: 4, epoch: 5, snapshot: null },
+    ...{ version: 3, ...VOL, ...installed, snapshot: null, bootId: 'boot-1' },
   });
   second.delete('vol-1');
   second.delete('vol-1');
@@ -72,16 +80,48 @@ test('what cannot be created is refused and leaves nothing behind', (t) => {
   assert.deepEqual(readdirSync(join(directory, 'replicas')), ['vol-1']);
 });
 
-test('generations and epochs never go back', (t) => {
-  const store = open(t, temporaryDirectory(t));
-  store.create(VOL);
-  assert.equal(store.installEpoch('vol-1', 1, 2), false);
-  assert.equal(store.installEpoch('vol-1', 1, 3), false);
-  assert.equal(store.installEpoch('vol-1', 2, 3), true);
-  assert.throws(() => store.installEpoch('vol-1', 1, 9), code('BW_GENERATION_OLD'));
-  assert.throws(() => store.installEpoch('vol-1', 9, 2), code('BW_EPOCH_OLD'));
-  const { generation, epoch } = readDescriptor(store.get('vol-1').directory);
-  assert.deepEqual([generation, epoch], [2, 3]);
+test('a replica that was open when the machine went down with intents is unclean, and only then', (t) => {
+  const directory = temporaryDirectory(t);
+  const intents = (volumeId: string): void => {
+    const path = join(directory, 'replicas', volumeId, 'regions');
+    const table = new RegionTable(VOL.sizeBytes, null);
+    table.set(1, 2, REGION_INTENT);
+    writeRegionPages(path, table, [0]);
+  };
+  const uncleanIn = (bootId: string): (number | null)[] => {
+    const store = open(t, directory, null, bootId);
+    const found = ['idle', 'written', 'sealed'].map((id) => store.installed(id).uncleanEpoch);
+    store.close();
+    return found;
+  };
+  const first = open(t, directory);
+  for (const volumeId of ['idle', 'written', 'sealed']) first.create({ ...VOL, volumeId });
+  intents('written');
+  intents('sealed');
+  first.seal((id) => id !== 'sealed');
+  first.close();
+  assert.deepEqual(uncleanIn('boot-1'), [null, null, null], 'a process that ends loses nothing');
+  const second = open(t, directory);
+  second.seal((id) => id !== 'sealed');
+  second.close();
+  assert.deepEqual(uncleanIn('boot-2'), [null, 2, null]);
+  assert.deepEqual(uncleanIn('boot-3'), [null, 2, 2], 'it was open, and stays what it was');
+});
+
+test('a descriptor of version 2 is read as one in sync', (t) => {
+  const directory = temporaryDirectory(t);
+  writeFileSync(join(directory, 'descriptor.json'), JSON.stringify({ version: 2, ...VOL, snapshot: null }));
+  assert.deepEqual(readDescriptor(directory), {
+    ...{
+      version: 3,
+      ...VOL,
+      role: 'inSync',
+      joinedEpoch: 2,
+      uncleanEpoch: null,
+      bootId: null,
+      snapshot: null,
+    },
+  });
 });
 
 test('any damage to one replica leaves it out, says why, and keeps its bytes; leftovers of a crash go', (t) => {
@@ -95,7 +135,7 @@ test('any damage to one replica leaves it out, says why, and keeps its bytes; le
   writeFileSync(path('torn'), text.slice(0, text.length / 2));
   writeFileSync(path('empty'), '');
   writeFileSync(path('foreign'), readFileSync(path('well')));
-  writeFileSync(path('future'), text.replace('"version": 2', '"version": 3'));
+  writeFileSync(path('future'), text.replace('"version": 3', '"version": 4'));
   writeFileSync(path('missing'), JSON.stringify({ version: 1, volumeId: 'missing' }));
   truncateSync(join(directory, 'replicas/cut/data'), MIB);
   mkdirSync(join(directory, 'replicas/.new-x'));
@@ -112,10 +152,21 @@ test('any damage to one replica leaves it out, says why, and keeps its bytes; le
 
 test('a descriptor is replaced as a whole', (t) => {
   const directory = temporaryDirectory(t);
-  writeDescriptor(directory, { version: 2, ...VOL, snapshot: null });
+  const descriptor: Descriptor = {
+    ...{
+      version: 3,
+      ...VOL,
+      role: 'inSync',
+      joinedEpoch: 2,
+      uncleanEpoch: null,
+      bootId: null,
+      snapshot: null,
+    },
+  };
+  writeDescriptor(directory, descriptor);
   writeFileSync(join(directory, 'descriptor.json.new'), 'half of a descr');
   assert.equal(readDescriptor(directory).volumeId, 'vol-1');
-  writeDescriptor(directory, { version: 2, ...VOL, epoch: 7, snapshot: null });
+  writeDescriptor(directory, { ...descriptor, epoch: 7 });
   assert.equal(readDescriptor(directory).epoch, 7);
   assert.deepEqual(readdirSync(directory), ['descriptor.json']);
 });
@@ -129,6 +180,10 @@ test('one store per directory, one node id for ever', (t) => {
   keepNodeId(directory, 'node-1');
   keepNodeId(directory, 'node-1');
   assert.throws(() => keepNodeId(directory, 'node-2'), code('BW_CONFLICT'));
+  assert.equal(readCapabilityKey(directory), null);
+  const key = Buffer.alloc(32, 7);
+  keepCapabilityKey(directory, key);
+  assert.deepEqual(readCapabilityKey(directory), key);
   writeFileSync(join(directory, 'node.json'), '{');
   assert.throws(() => keepNodeId(directory, 'node-1'), code('BW_IO'));
 });

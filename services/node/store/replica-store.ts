@@ -10,9 +10,11 @@
  */
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
-import { type Descriptor, FORMAT_VERSION, writeDescriptor } from './descriptor.ts';
+import type { Installed } from '../replication/admission.ts';
+import { type Descriptor, FORMAT_VERSION, installedOf, writeDescriptor } from './descriptor.ts';
 import { lockDataDirectory } from './lock.ts';
 import { EPOCH_MAX, REGION_DIRTY, type RegionTable } from './region-table.ts';
 import { syncDirectory } from './replace-file.ts';
@@ -41,7 +43,17 @@ export interface ReplicaStoreOptions {
   readonly directory: string;
   /** What replicas may claim in all; null: what the file system has. */
   readonly capacityBytes: number | null;
+  /** Names the machine's present boot: another one than at the last opening means that power may have failed. */
+  readonly bootId: string;
   readonly log: Logger;
+}
+
+/** What a new replica is made of. */
+export interface NewReplica {
+  readonly volumeId: string;
+  readonly sizeBytes: number;
+  readonly generation: number;
+  readonly epoch: number;
 }
 
 export class ReplicaStore {
@@ -103,7 +115,7 @@ export class ReplicaStore {
    * Creates a replica, durably. Null when it is there already with the same size. Throws BW_REPLICA_EXISTS when it is
    * there with another size, BW_NOT_ENOUGH_SPACE, BW_INVALID_ARGUMENT.
    */
-  create(wanted: Omit<Descriptor, 'version' | 'snapshot'>): Replica | null {
+  create(wanted: NewReplica): Replica | null {
     const { volumeId, sizeBytes } = wanted;
     requireName(volumeId, 'volume id');
     requireSize(sizeBytes);
@@ -123,7 +135,7 @@ export class ReplicaStore {
     mkdirSync(partial, { mode: 0o700 });
     try {
       createReplicaFiles(partial, sizeBytes);
-      writeDescriptor(partial, { version: FORMAT_VERSION, ...wanted, snapshot: null });
+      writeDescriptor(partial, this.#descriptorOf(wanted));
       renameSync(partial, directory);
       syncDirectory(this.#root);
     } catch (error) {
@@ -153,35 +165,18 @@ export class ReplicaStore {
     rmSync(deleted, { recursive: true, force: true });
   }
 
-  /**
-   * Persists a generation and an epoch. Returns whether the generation rose. Throws BW_GENERATION_OLD or BW_EPOCH_OLD
-   * when a higher one was installed before.
-   */
-  installEpoch(volumeId: string, generation: number, epoch: number): boolean {
+  /** What is installed of a replica's membership. */
+  installed(volumeId: string): Installed {
+    return installedOf(this.get(volumeId).descriptor);
+  }
+
+  /** Persists what `prepare` (replication/membership.ts) has made of an order. */
+  install(volumeId: string, installed: Installed): void {
     const replica = this.get(volumeId);
     const { descriptor } = replica;
-    requireEpoch(epoch);
-    if (generation < descriptor.generation) {
-      throw new BlockwireError(
-        'BW_GENERATION_OLD',
-        `generation ${generation} of ${volumeId} is older than ${descriptor.generation}, which is installed here`,
-      );
-    }
-    if (epoch < descriptor.epoch) {
-      throw new BlockwireError(
-        'BW_EPOCH_OLD',
-        `epoch ${epoch} of ${volumeId} is older than ${descriptor.epoch}, which is installed here`,
-      );
-    }
-    if (generation === descriptor.generation && epoch === descriptor.epoch) return false;
-    const updated = { ...descriptor, generation, epoch };
-    try {
-      writeDescriptor(replica.directory, updated);
-    } catch (error) {
-      throw ioError(error, `installing an epoch of ${volumeId}`);
-    }
-    replica.descriptor = updated;
-    return generation > descriptor.generation;
+    requireEpoch(installed.epoch);
+    if (isDeepStrictEqual(installed, installedOf(descriptor))) return;
+    this.#replaceDescriptor(replica, { ...descriptor, ...installed }, `installing an epoch of ${volumeId}`);
   }
 
   /**
@@ -203,7 +198,7 @@ export class ReplicaStore {
       // Data and checksums are copied in one state; what was not durable of the source is durable here.
       if (sound) mapEntries(regions, (epoch, flags) => [epoch, flags & ~REGION_DIRTY]);
       await cloneReplicaFiles(replica.directory, partial, replica.descriptor.sizeBytes, regions);
-      writeDescriptor(partial, { ...replica.descriptor, snapshot: name });
+      writeDescriptor(partial, { ...replica.descriptor, snapshot: name, bootId: null });
       renameSync(partial, join(root, name));
       syncDirectory(root);
       syncDirectory(replica.directory);
@@ -266,15 +261,7 @@ export class ReplicaStore {
         tag === 0 && flags === 0 ? [0, 0] : [epoch, flags & REGION_DIRTY],
       );
       await cloneReplicaFiles(files.directory, partial, sizeBytes, regions);
-      const descriptor = {
-        version: FORMAT_VERSION,
-        volumeId,
-        sizeBytes,
-        generation,
-        epoch,
-        snapshot: null,
-      } as const;
-      writeDescriptor(partial, descriptor);
+      writeDescriptor(partial, this.#descriptorOf({ volumeId, sizeBytes, generation, epoch }));
       renameSync(partial, join(this.#root, volumeId));
       syncDirectory(this.#root);
     } catch (error) {
@@ -300,14 +287,13 @@ export class ReplicaStore {
       );
     }
     this.#requireSpace(sizeBytes - descriptor.sizeBytes);
-    const updated = { ...descriptor, sizeBytes };
+    const doing = `resizing the replica of ${volumeId}`;
     try {
       growReplicaFiles(replica, sizeBytes);
-      writeDescriptor(replica.directory, updated);
     } catch (error) {
-      throw ioError(error, `resizing the replica of ${volumeId}`);
+      throw ioError(error, doing);
     }
-    replica.descriptor = updated;
+    this.#replaceDescriptor(replica, { ...descriptor, sizeBytes }, doing);
     return true;
   }
 
@@ -320,6 +306,8 @@ export class ReplicaStore {
       if (failed(volumeId)) continue;
       try {
         sealReplicaFiles(replica);
+        // From here on the disk has everything: power may fail.
+        this.#replaceDescriptor(replica, { ...replica.descriptor, bootId: null }, `closing ${volumeId}`);
       } catch (error) {
         this.#options.log.error(
           { volume: volumeId, err: error },
@@ -375,6 +363,7 @@ export class ReplicaStore {
       this.#options.log.warn({ volume: volumeId }, 'the file system refuses O_DIRECT; using the page cache');
     }
     const replica: Replica = { ...files, snapshots: new Map() };
+    this.#noteBoot(replica);
     this.#replicas.set(volumeId, replica);
     const snapshots = join(directory, SNAPSHOTS);
     for (const name of existsSync(snapshots) ? readdirSync(snapshots) : []) {
@@ -394,6 +383,43 @@ export class ReplicaStore {
       }
     }
     return replica;
+  }
+
+  /**
+   * Writes are acknowledged once the kernel has them; only power takes them away. So a replica with intents that was not
+   * closed before the machine booted again may lack what it had acknowledged.
+   */
+  #noteBoot(replica: Replica): void {
+    const { bootId } = this.#options;
+    const { descriptor } = replica;
+    if (descriptor.bootId === bootId) return;
+    const hadIntents = !readRegions(replica).intents().next().done;
+    const isUnclean = descriptor.bootId !== null && hadIntents;
+    const uncleanEpoch = descriptor.uncleanEpoch ?? (isUnclean ? descriptor.epoch : null);
+    const doing = `opening the replica of ${descriptor.volumeId}`;
+    this.#replaceDescriptor(replica, { ...descriptor, uncleanEpoch, bootId }, doing);
+    if (isUnclean) {
+      this.#options.log.warn(
+        { volume: descriptor.volumeId, epoch: descriptor.epoch },
+        'power failed before everything acknowledged was flushed',
+      );
+    }
+  }
+
+  #descriptorOf({ volumeId, sizeBytes, generation, epoch }: NewReplica): Descriptor {
+    return {
+      ...{ version: FORMAT_VERSION, volumeId, sizeBytes, generation, epoch, snapshot: null },
+      ...{ role: 'inSync', joinedEpoch: epoch, uncleanEpoch: null, bootId: this.#options.bootId },
+    };
+  }
+
+  #replaceDescriptor(replica: Replica, updated: Descriptor, doing: string): void {
+    try {
+      writeDescriptor(replica.directory, updated);
+    } catch (error) {
+      throw ioError(error, doing);
+    }
+    replica.descriptor = updated;
   }
 
   #openSnapshot(replica: Replica, name: string): ReplicaFiles {

@@ -5,6 +5,7 @@ import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import { encodeRequest } from '@blockwire/proto/nbd/request.ts';
 import type { FromWorker } from '../data/messages.ts';
 import { createStats } from '../data/stats.ts';
+import type { Installed } from '../replication/admission.ts';
 import { checksumFileSizeOf } from '../store/checksum-file.ts';
 import { regionFileSizeOf } from '../store/region-table.ts';
 import { connectionPoolBytes } from '../worker/connection-table.ts';
@@ -32,7 +33,8 @@ export function harness(
     sizeBytes?: number;
     poolBytes?: number;
     canZeroRange?: boolean;
-    epoch?: number;
+    installed?: Installed;
+    nowSeconds?: () => number;
     /** Files by descriptor; without them, those of an empty replica. */
     images?: Map<number, Buffer>;
   } = {},
@@ -53,6 +55,7 @@ export function harness(
     io,
     post: (message) => posted.push(message),
     onStopped: () => posted.push({ type: 'done', request: -1, errno: 0 }),
+    ...(options.nowSeconds === undefined ? {} : { nowSeconds: options.nowSeconds }),
   });
   const settle = (): void => {
     for (let i = 0; i < 1_000_000; i++) {
@@ -64,13 +67,14 @@ export function harness(
     assert.fail('it never comes to rest');
   };
   server.start();
+  const installed = options.installed ?? INSTALLED;
   server.onMessage({
     ...{ type: 'open', request: 1, id: 'vol', fd: FD, checksumsFd: CHECKSUMS_FD, regionsFd: REGIONS_FD },
-    ...{ sizeBytes, generation: 1, epoch: options.epoch ?? 1, readOnly: false, regions: regionsOf(images) },
+    ...{ sizeBytes, installed, regions: regionsOf(images) },
   });
   settle();
   assert.equal(posted.at(-1)?.type, 'opened');
-  const record = { id: 'vol', sizeBytes, generation: 1, readOnly: false, owner: 0, canPunchHole: true };
+  const record = { id: 'vol', sizeBytes, installed, owner: 0, canPunchHole: true };
   server.onMessage({ type: 'publish', request: 2, record });
   return { io, server, posted, stats: new Float64Array(stats), random, settle };
 }
@@ -79,13 +83,24 @@ export function feed(socket: SimulatedSocket, ...pieces: Uint8Array[]): void {
   socket.inbound = Buffer.concat([socket.inbound, ...pieces]);
 }
 
-export function open(h: Harness): SimulatedSocket {
+/** What is installed if a test does not say otherwise. */
+export const INSTALLED: Installed = {
+  ...{ generation: 1, epoch: 1, role: 'inSync', joinedEpoch: 1, uncleanEpoch: null },
+};
+
+/** Ends a handshake; throws what the server says. */
+export function open(h: Harness, exportName = 'vol'): SimulatedSocket {
   const socket = h.io.connect();
-  const handshake = new ClientHandshake({ exportName: 'vol', structuredReplies: false });
+  const handshake = new ClientHandshake({ exportName, structuredReplies: false });
   while (handshake.result === null) {
     h.settle();
+    assert.ok(!socket.serverClosed, 'the server hung up in the handshake');
     socket.outbound = socket.outbound.subarray(handshake.consume(socket.outbound));
-    assert.equal(handshake.failure, null);
+    if (handshake.failure !== null) {
+      socket.clientClosed = true;
+      h.settle();
+      throw new Error(handshake.failure.message);
+    }
     feed(socket, handshake.takeOutput());
   }
   return socket;

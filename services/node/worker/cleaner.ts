@@ -6,6 +6,7 @@
  *
  * A checkpoint (every write before it is acknowledged by all in-sync replicas) takes the same way for INTENT.
  */
+import type { Mark } from '../replication/marks.ts';
 import { REGION_DIRTY, REGION_INTENT } from '../store/region-table.ts';
 import type { NodeIo } from './node-io.ts';
 import type { RegionCommitter } from './region-commit.ts';
@@ -53,7 +54,8 @@ export class Cleaner {
   tick(volume: Volume): void {
     const { integrity } = volume;
     integrity.stamp++;
-    if (volume.readOnly || volume.cleaning || integrity.stamp < volume.cleanedStamp + PAUSE_STAMPS) return;
+    if (volume.readOnly || volume.cleanings > 0 || integrity.stamp < volume.cleanedStamp + PAUSE_STAMPS)
+      return;
     // What the file cannot hold must be computed anew.
     if (integrity.lostChecksums) return;
     const stamp = integrity.stamp - IDLE_STAMPS;
@@ -78,6 +80,20 @@ export class Cleaner {
     this.#begin(volume, REGION_INTENT, stamp, pages, done);
   }
 
+  /** CHECKPOINT has arrived. One that comes while another is under way does nothing: the next one covers more. */
+  checkpointOf(volume: Volume, mark: Mark): void {
+    const stamp = volume.membership?.covered(mark) ?? null;
+    if (stamp === null || volume.checkpointing) return;
+    volume.checkpointing = true;
+    this.checkpoint(
+      volume,
+      () => {
+        volume.checkpointing = false;
+      },
+      stamp,
+    );
+  }
+
   complete(key: number, result: number): void {
     const cycle = this.#cycles.get(key)!;
     const { volume } = cycle;
@@ -87,7 +103,7 @@ export class Cleaner {
       return;
     }
     this.#cycles.delete(key);
-    volume.cleaning = false;
+    volume.cleanings--;
     volume.cleanedStamp = volume.integrity.stamp;
     if (result < 0) this.#host.volumeFailed(volume, -result);
     else this.#clear(cycle);
@@ -96,7 +112,7 @@ export class Cleaner {
 
   #begin(volume: Volume, flag: number, stamp: number, pages: readonly number[], done: Cycle['done']): void {
     const key = CLEAN_BASE + (this.#keys++ & 0xffff);
-    volume.cleaning = true;
+    volume.cleanings++;
     this.#cycles.set(key, { volume, flag, stamp, pages, done, dataSynced: false });
     this.#io.dataSync(volume.fd, key);
   }

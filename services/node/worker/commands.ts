@@ -1,8 +1,10 @@
 /**
- * What the main thread asks of a worker about its volumes: publish, retire, fence, tag, hold, resize, checkpoint. Many are
+ * What the main thread asks of a worker about its volumes: publish, retire, install, hold, resize, checkpoint. Many are
  * answered later, when connections are gone, writes are over, or pages are durable.
  */
+
 import type { ExportRecord, FromWorker, ToWorker } from '../data/messages.ts';
+import type { Cut } from '../replication/membership.ts';
 import type { Cleaner } from './cleaner.ts';
 import type { Connection } from './connection.ts';
 import type { Engine } from './engine.ts';
@@ -16,11 +18,15 @@ const ENOENT = 2;
 export type Command = Exclude<ToWorker, { type: 'adopt' | 'stop' }>;
 
 /** Connections on their way out that someone waits for. */
-interface Cut {
+interface Cutting {
+  readonly connections: Set<Connection>;
+  readonly done: () => void;
+}
+
+/** A volume to be forgotten. */
+interface Retirement {
   readonly request: number;
   readonly id: string;
-  readonly connections: Set<Connection>;
-  readonly retire: boolean;
 }
 
 /** An epoch that is being installed: the pages of the region map that must become durable first. */
@@ -31,8 +37,9 @@ interface Tagging {
 }
 
 export interface CommandsHost {
-  /** Closes the connections of an export below a generation, and returns them. */
-  closeBelow(id: string, generation: number): Set<Connection>;
+  /** Closes the connections of an export that a cut means, and returns those that are not gone yet. */
+  cut(id: string, which: Cut, generation: number): Set<Connection>;
+  trust(key: Uint8Array): void;
 }
 
 export class Commands {
@@ -43,9 +50,9 @@ export class Commands {
   readonly #cleaner: Cleaner;
   readonly #host: CommandsHost;
   readonly #post: (message: FromWorker) => void;
-  #cuts: Cut[] = [];
+  #cuts: Cutting[] = [];
   /** Cut, but not forgotten before the last of their own operations is over. */
-  #retiring: Cut[] = [];
+  #retiring: Retirement[] = [];
   #taggings: Tagging[] = [];
   #holds: { readonly request: number; readonly volume: Volume }[] = [];
 
@@ -79,10 +86,14 @@ export class Commands {
         return;
       case 'retire':
         this.exports.delete(message.id);
-        this.#cut(request, message.id, Number.POSITIVE_INFINITY, true);
+        this.#cut(message.id, 'all', 0, () => this.#retire({ request, id: message.id }));
         return;
-      case 'fence':
-        this.#fence(message);
+      case 'install':
+        this.#install(message);
+        return;
+      case 'trust':
+        this.#host.trust(message.key);
+        this.#done(request);
         return;
       default: {
         const volume = this.#volumes.get(message.id);
@@ -92,12 +103,12 @@ export class Commands {
     }
   }
 
-  #runOn(volume: Volume, message: Exclude<Command, { type: 'open' | 'publish' | 'retire' | 'fence' }>): void {
+  #runOn(
+    volume: Volume,
+    message: Exclude<Command, { type: 'open' | 'publish' | 'retire' | 'install' | 'trust' }>,
+  ): void {
     const { request } = message;
     switch (message.type) {
-      case 'tag':
-        this.#tag(request, volume, message.epoch);
-        break;
       case 'hold':
         volume.order.hold();
         this.#holds.push({ request, volume });
@@ -125,10 +136,12 @@ export class Commands {
   /** A connection is gone: tells whoever waited for its end. */
   connectionGone(connection: Connection): void {
     if (this.#cuts.length === 0) return;
-    for (const cut of this.#cuts) {
-      if (cut.connections.delete(connection) && cut.connections.size === 0) this.#finishCut(cut);
-    }
-    this.#cuts = this.#cuts.filter((cut) => cut.connections.size > 0);
+    const over: Cutting[] = [];
+    this.#cuts = this.#cuts.filter((cut) => {
+      if (cut.connections.delete(connection) && cut.connections.size === 0) over.push(cut);
+      return cut.connections.size > 0;
+    });
+    for (const { done } of over) done();
   }
 
   /** A page of a region map is durable, or could not be written. */
@@ -145,36 +158,39 @@ export class Commands {
     this.#taggings = this.#taggings.filter(({ pages }) => pages.size > 0);
   }
 
-  #fence(message: Extract<Command, { type: 'fence' }>): void {
-    const { request, id, generation } = message;
+  #install(message: Extract<Command, { type: 'install' }>): void {
+    const { request, id, installed, cut } = message;
     const record = this.exports.get(id);
-    if (record !== undefined) this.exports.set(id, { ...record, generation });
+    if (record !== undefined) this.exports.set(id, { ...record, installed });
     const volume = this.#volumes.get(id);
-    if (volume !== undefined) volume.generation = generation;
-    this.#cut(request, id, generation, false);
+    // From here on sessions are judged by it.
+    volume?.install(message);
+    this.#cut(id, cut, installed.generation, () => {
+      if (volume === undefined) this.#done(request);
+      else this.#tag(request, volume, installed.epoch);
+    });
   }
 
-  /** Cuts the connections of an export below a generation; answers when nothing of theirs is at work any more. */
-  #cut(request: number, id: string, generation: number, retire: boolean): void {
-    const connections = this.#host.closeBelow(id, generation);
-    const cut: Cut = { request, id, connections, retire };
-    if (connections.size > 0) this.#cuts.push(cut);
-    else this.#finishCut(cut);
+  /** Cuts connections of an export; `done` runs when nothing of theirs is at work any more. */
+  #cut(id: string, which: Cut, generation: number, done: () => void): void {
+    const connections = this.#host.cut(id, which, generation);
+    if (connections.size > 0) this.#cuts.push({ connections, done });
+    else done();
   }
 
-  #finishCut(cut: Cut): void {
-    if (cut.retire && this.#volumes.get(cut.id)?.busy === true) {
-      this.#retiring.push(cut);
+  #retire(retirement: Retirement): void {
+    if (this.#volumes.get(retirement.id)?.busy === true) {
+      this.#retiring.push(retirement);
       return;
     }
-    if (cut.retire) this.#volumes.delete(cut.id);
-    this.#done(cut.request);
+    this.#volumes.delete(retirement.id);
+    this.#done(retirement.request);
   }
 
   #finishRetiring(): void {
-    const cuts = this.#retiring;
+    const retiring = this.#retiring;
     this.#retiring = [];
-    for (const cut of cuts) this.#finishCut(cut);
+    for (const retirement of retiring) this.#retire(retirement);
   }
 
   #answerHolds(): void {

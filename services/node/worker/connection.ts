@@ -1,20 +1,23 @@
 /** The state of one client connection. What moves it: receiver.ts (requests), transmitter.ts (replies), server.ts. */
 import { REPLY_SIMPLE, type ReplyMode } from '@blockwire/proto/nbd/reply.ts';
 import type { ServerHandshake } from '@blockwire/proto/nbd/server-handshake.ts';
+import type { Session } from '../replication/session.ts';
 import type { StatusContext } from './block-status.ts';
 import { NO_BLOCK } from './buffer-pool.ts';
 import { NO_SLOT, SlotQueue } from './slots.ts';
 import type { Volume } from './volume.ts';
 
 /**
- *   HANDSHAKE ──▶ TRANSMISSION ──▶ DRAINING (NBD_CMD_DISC: answer what is open) ──▶ CLOSING ──▶ freed
- *       └──────────────┴── hang-up, broken frame, cut ─────────────────────────────▶
+ *   HANDSHAKE ──▶ ENTERING ──▶ TRANSMISSION ──▶ DRAINING (NBD_CMD_DISC: answer what is open) ──▶ CLOSING ──▶ freed
+ *       └─────────────┴─────────────┴── hang-up, broken frame, cut ─────────────────────────────▶
+ * ENTERING waits for the end of others, with its requests still in the socket.
  * CLOSING waits until no kernel operation names this connection's memory.
  */
 export const HANDSHAKE = 0;
 export const TRANSMISSION = 1;
 export const DRAINING = 2;
 export const CLOSING = 3;
+export const ENTERING = 4;
 
 export class Connection {
   readonly index: number;
@@ -28,10 +31,11 @@ export class Connection {
   /** Handshake bytes that did not fit the transmit block yet. */
   handshakeOutput: Uint8Array | null = null;
 
-  /** The export that was looked up last, and its generation then. */
+  /** The export that was looked up last, and what the client may do with it. */
   exportId: string | null = null;
-  generation = 0;
+  session: Session | null = null;
   volume: Volume | null = null;
+  readOnly = true;
   replyMode: ReplyMode = REPLY_SIMPLE;
   /** The metadata contexts that were selected. */
   contexts: readonly StatusContext[] = [];

@@ -17,6 +17,7 @@ import {
   feed,
   type Harness,
   harness,
+  INSTALLED,
   MIB,
   open,
   REGIONS_FD,
@@ -141,7 +142,8 @@ function script(h: Harness, model: Model, socket: SimulatedSocket): void {
   zero(nbd.NBD_CMD_WRITE_ZEROES, 3 * MIB + 700, 77, nbd.NBD_CMD_FLAG_NO_HOLE);
   end();
   model.epoch = 7;
-  h.server.onMessage({ type: 'tag', request: 50, id: 'vol', epoch: 7 });
+  const installed = { ...INSTALLED, epoch: 7 };
+  h.server.onMessage({ type: 'install', request: 50, id: 'vol', installed, cut: 'none' });
   h.settle();
   assert.ok(h.posted.some((message) => message.type === 'done' && message.request === 50));
   model.epochInstalled = 7;
@@ -201,7 +203,7 @@ async function verify({ h, model }: Run, where: string): Promise<void> {
   const { sizeBytes } = model;
   const before = new RegionTable(sizeBytes, regionsOf(images));
   await recover(images, sizeBytes);
-  const again = harness(1, { sizeBytes, images, epoch: model.epochInstalled });
+  const again = harness(1, { sizeBytes, images, installed: { ...INSTALLED, epoch: model.epochInstalled } });
   const content = readAll(again, sizeBytes);
   assert.equal(again.stats[Stat.checksumErrors], 0, where);
   for (let at = 0; at < sizeBytes; at += SECTOR) {

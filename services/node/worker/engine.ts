@@ -290,6 +290,7 @@ export class Engine {
       this.#files.read(volume.fd, slot, STEP_READ, start, lengthBytes, slots.spanAt[slot]!);
       return;
     }
+    if (volume.fresh !== null) this.#noteFresh(volume, slot);
     const { integrity } = volume;
     if (integrity.begin(start, end)) {
       this.#beginArmed(slot);
@@ -299,6 +300,18 @@ export class Engine {
     this.#marking = volume;
     integrity.mark(start, end, this.#pageChanged);
     integrity.waiting.push(slots, slot);
+  }
+
+  /** While the replica is being rebuilt: what this write changes is not to be overwritten with older content. */
+  #noteFresh(volume: Volume, slot: number): void {
+    const slots = this.#slots;
+    if (slots.type[slot] === nbd.NBD_CMD_TRIM) {
+      // Whole blocks only; the rest is left as it is, here as at the source.
+      const start = slots.rangeStart[slot]!;
+      volume.noteFresh(start * UNIT_BYTES, (slots.rangeEnd[slot]! - start) * UNIT_BYTES);
+    } else {
+      volume.noteFresh(slots.offset[slot]!, slots.length[slot]!);
+    }
   }
 
   /** Its regions are marked on the disk. */

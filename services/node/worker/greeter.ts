@@ -1,13 +1,10 @@
 /** The handshake phase of a connection: feeds the state machine, looks exports up, sends its output piece by piece. */
-import { NBD_REP_ERR_SHUTDOWN, NBD_REP_ERR_UNKNOWN } from '@blockwire/proto/nbd/constants.ts';
 import {
   type ExportDescription,
   type ExportRefusal,
   ServerHandshake,
   type ServerHandshakeOutcome,
 } from '@blockwire/proto/nbd/server-handshake.ts';
-import { describeExport } from '../data/export.ts';
-import type { ExportRecord } from '../data/messages.ts';
 import { UNIT_BYTES } from './buffer-pool.ts';
 import { type Connection, HANDSHAKE } from './connection.ts';
 import type { NodeMemory } from './node-io.ts';
@@ -15,8 +12,9 @@ import type { Receiver } from './receiver.ts';
 import { type Transmitter, TX_ORDER } from './transmitter.ts';
 
 export interface GreeterHost {
-  readonly exports: ReadonlyMap<string, ExportRecord>;
-  readonly stopping: boolean;
+  listExports(): Iterable<string>;
+  /** Notes with the connection what it may do. */
+  lookUp(connection: Connection, name: string): ExportDescription | ExportRefusal;
   close(connection: Connection): void;
   /** The handshake is over and all of its output is sent. */
   handshakeDone(connection: Connection, outcome: ServerHandshakeOutcome): void;
@@ -43,7 +41,7 @@ export class Greeter {
   /** A new client: the server speaks first. */
   greet(connection: Connection): void {
     connection.handshake = new ServerHandshake({
-      listExports: () => this.#host.exports.keys(),
+      listExports: () => this.#host.listExports(),
       extendedHeaders: true,
     });
     this.advance(connection);
@@ -57,7 +55,7 @@ export class Greeter {
       const consumed = handshake.consume(this.#memory.bytes.subarray(rxAt + rxHead, rxAt + rxTail));
       connection.rxHead += consumed;
       const wanted = handshake.exportWanted;
-      if (wanted !== null) handshake.answerExport(this.#lookUp(connection, wanted));
+      if (wanted !== null) handshake.answerExport(this.#host.lookUp(connection, wanted));
       else if (consumed === 0) break;
     }
     connection.handshakeOutput = handshake.takeOutput();
@@ -81,16 +79,5 @@ export class Greeter {
     } else if (!connection.receiving) {
       this.#receiver.receiveMore(connection);
     }
-  }
-
-  #lookUp(connection: Connection, name: string): ExportDescription | ExportRefusal {
-    const record = this.#host.exports.get(name);
-    if (this.#host.stopping) return { reply: NBD_REP_ERR_SHUTDOWN, message: 'the node is stopping' };
-    if (record === undefined) {
-      return { reply: NBD_REP_ERR_UNKNOWN, message: 'this node has no such export' };
-    }
-    connection.exportId = record.id;
-    connection.generation = record.generation;
-    return describeExport(record);
   }
 }

@@ -1,21 +1,26 @@
 /**
  * A connection's life: accepted, or adopted from another worker; handshake; transmission; closing; gone.
  *
- *   accept ─▶ HANDSHAKE ──▶ TRANSMISSION ──▶ CLOSING ──▶ released, once nothing in the kernel names its memory
- *                 │              ▲
- *                 └─ hand over ──┴─ adopt   (the volume is another worker's)
+ *   accept ─▶ HANDSHAKE ──▶ ENTERING ──▶ TRANSMISSION ──▶ CLOSING ──▶ released, once nothing in the kernel names its memory
+ *                 │             ▲ earlier attempts of its link end (sessions.ts)
+ *                 └─ hand over ─┴─ adopt   (the volume is another worker's)
  */
-import type { ServerHandshakeOutcome } from '@blockwire/proto/nbd/server-handshake.ts';
+import type {
+  ExportDescription,
+  ExportRefusal,
+  ServerHandshakeOutcome,
+} from '@blockwire/proto/nbd/server-handshake.ts';
 import type { ExportRecord, FromWorker, Handover, WorkerSettings } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
 import { statusContexts } from './block-status.ts';
-import { CLOSING, type Connection, HANDSHAKE, TRANSMISSION } from './connection.ts';
+import { CLOSING, type Connection, ENTERING, HANDSHAKE, TRANSMISSION } from './connection.ts';
 import type { ConnectionTable } from './connection-table.ts';
 import type { Engine } from './engine.ts';
 import { Greeter, type GreeterHost } from './greeter.ts';
 import type { NodeIo } from './node-io.ts';
 import type { Receiver } from './receiver.ts';
 import type { RequestMemory } from './request-memory.ts';
+import { Sessions, type SessionsHost } from './sessions.ts';
 import { NO_SLOT, type Slots } from './slots.ts';
 import type { Transmitter } from './transmitter.ts';
 import type { Volume } from './volume.ts';
@@ -47,10 +52,11 @@ export interface LifecycleParts {
   readonly receiver: Receiver;
   readonly transmitter: Transmitter;
   readonly host: LifecycleHost;
+  readonly nowSeconds: () => number;
 }
 
-export class Lifecycle implements GreeterHost {
-  readonly exports: ReadonlyMap<string, ExportRecord>;
+export class Lifecycle implements GreeterHost, SessionsHost {
+  readonly sessions: Sessions;
   /** Nobody is let in any more. */
   stopping = false;
   readonly #parts: LifecycleParts;
@@ -63,8 +69,9 @@ export class Lifecycle implements GreeterHost {
   constructor(parts: LifecycleParts) {
     const { io, receiver, transmitter } = parts;
     this.#parts = parts;
-    this.exports = parts.exports;
     this.#connections = parts.connections;
+    const { exports, volumes, nowSeconds } = parts;
+    this.sessions = new Sessions({ exports, volumes, nowSeconds, host: this });
     this.#greeter = new Greeter({ memory: io.memory, receiver, transmitter, host: this });
   }
 
@@ -93,19 +100,27 @@ export class Lifecycle implements GreeterHost {
   adopt(handover: Handover): void {
     const { io, volumes } = this.#parts;
     const volume = volumes.get(handover.volumeId);
-    if (volume === undefined || handover.generation < volume.generation || this.stopping) {
+    if (volume === undefined || this.stopping) {
       io.close(handover.fd);
       return;
     }
     const connection = this.#admit(handover.fd);
     if (connection === null) return;
     connection.exportId = volume.id;
-    connection.generation = handover.generation;
+    connection.session = handover.session;
     connection.replyMode = handover.replyMode;
     connection.contexts = handover.contexts;
     io.memory.bytes.set(handover.leftover, connection.rxAt);
     connection.rxTail = handover.leftover.length;
-    this.#beginTransmission(connection, volume);
+    this.#enter(connection, volume);
+  }
+
+  listExports(): Iterable<string> {
+    return this.sessions.listed();
+  }
+
+  lookUp(connection: Connection, name: string): ExportDescription | ExportRefusal {
+    return this.sessions.lookUp(connection, name);
   }
 
   /** Bytes came, or the end of the stream. */
@@ -132,8 +147,8 @@ export class Lifecycle implements GreeterHost {
 
   /** The transmission phase begins, here or at the worker that owns the volume. */
   handshakeDone(connection: Connection, outcome: ServerHandshakeOutcome): void {
-    const record = this.exports.get(outcome.exportName);
-    if (record === undefined || record.generation > connection.generation) {
+    const record = this.#parts.exports.get(outcome.exportName);
+    if (record === undefined) {
       this.close(connection);
       return;
     }
@@ -142,7 +157,7 @@ export class Lifecycle implements GreeterHost {
     connection.contexts = statusContexts(outcome.metaContexts);
     const volume = this.#parts.volumes.get(record.id);
     if (volume === undefined) this.#handOver(connection, record);
-    else this.#beginTransmission(connection, volume);
+    else this.#enter(connection, volume);
   }
 
   /** Deadlines. */
@@ -237,8 +252,14 @@ export class Lifecycle implements GreeterHost {
     return connection;
   }
 
-  #beginTransmission(connection: Connection, volume: Volume): void {
+  #enter(connection: Connection, volume: Volume): void {
     connection.volume = volume;
+    connection.phase = ENTERING;
+    this.sessions.enter(connection, volume);
+  }
+
+  begin(connection: Connection): void {
+    connection.readOnly = !connection.session!.mayWrite;
     connection.phase = TRANSMISSION;
     this.#parts.transmitter.prepare(connection);
     this.#connections.enlarge(connection);
@@ -250,7 +271,7 @@ export class Lifecycle implements GreeterHost {
     const handover: Handover = {
       fd: connection.fd,
       volumeId: record.id,
-      generation: connection.generation,
+      session: connection.session!,
       replyMode: connection.replyMode,
       contexts: connection.contexts,
       leftover: this.#parts.io.memory.bytes.slice(rxAt + rxHead, rxAt + rxTail),
@@ -266,6 +287,7 @@ export class Lifecycle implements GreeterHost {
     this.#connections.release(connection);
     this.#parts.stats[Stat.connections] = this.#connections.count;
     this.#parts.host.connectionGone(connection);
+    this.sessions.connectionGone(connection);
     this.accept();
   }
 

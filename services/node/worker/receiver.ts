@@ -31,6 +31,8 @@ export interface ReceiverHost {
   finished(slot: number): void;
   /** The connection broke the protocol, or the stream ended. */
   fail(connection: Connection, reason: string): void;
+  /** A MARK or CHECKPOINT of the volume's writer, in order with its writes on this connection. */
+  marked(connection: Connection, request: Incoming): void;
   /** Monotonic milliseconds, as of the last tick. */
   readonly nowMs: number;
 }
@@ -251,7 +253,8 @@ export class Receiver {
     else if (type === nbd.NBD_CMD_TRIM) this.#count(Stat.trims, 1);
     else if (type === nbd.NBD_CMD_WRITE_ZEROES) this.#count(Stat.writeZeroes, 1);
     else this.#count(Stat.others, 1);
-    const idle = error !== nbd.NBD_OK || type === nbd.NBD_CMD_CACHE || type === nbd.NBD_CMD_BLOCK_STATUS;
+    if (error === nbd.NBD_OK && type > nbd.NBD_CMD_BLOCK_STATUS) this.#host.marked(connection, request);
+    const idle = error !== nbd.NBD_OK || type === nbd.NBD_CMD_CACHE || type >= nbd.NBD_CMD_BLOCK_STATUS;
     if (idle || (length === 0 && type !== nbd.NBD_CMD_FLUSH)) this.#host.finished(slot);
     else this.#engine.start(slot);
     return true;

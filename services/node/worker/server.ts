@@ -6,17 +6,22 @@
  *                │            ▲ at the end of each batch, for every connection that something happened to
  *                └─▶ another worker, when it owns the volume
  */
+
+import { NBD_CMD_BLOCKWIRE_MARK } from '@blockwire/proto/nbd/constants.ts';
+import { CapabilityVerifier } from '@blockwire/shared/capability.ts';
 import type { FromWorker, ToWorker, WorkerSettings } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
+import type { Cut } from '../replication/membership.ts';
 import { REGION_SIZE_BYTES, REGIONS_PER_PAGE } from '../store/region-table.ts';
 import { Admission } from './admission.ts';
 import { BufferPool, UNIT_BYTES } from './buffer-pool.ts';
 import { CLEAN_BASE, Cleaner } from './cleaner.ts';
 import { Commands } from './commands.ts';
-import { CLOSING, type Connection, DRAINING, HANDSHAKE, TRANSMISSION } from './connection.ts';
+import { CLOSING, type Connection, DRAINING, ENTERING, HANDSHAKE, TRANSMISSION } from './connection.ts';
 import { ConnectionTable } from './connection-table.ts';
 import { EIO } from './disk-errors.ts';
 import { Engine } from './engine.ts';
+import type { Incoming } from './incoming.ts';
 import { Lifecycle } from './lifecycle.ts';
 import { type NodeIo, OP_ACCEPT, OP_DISK, OP_RECEIVE, OP_RECEIVE_PAYLOAD, OP_SEND } from './node-io.ts';
 import { Receiver } from './receiver.ts';
@@ -59,6 +64,7 @@ export class NodeServer {
     io: NodeIo;
     post: (message: FromWorker) => void;
     onStopped: () => void;
+    nowSeconds?: () => number;
   }) {
     const { settings, io, post } = parts;
     const stats = new Float64Array(settings.stats);
@@ -78,6 +84,7 @@ export class NodeServer {
     this.#lifecycle = new Lifecycle({
       ...{ settings, io, post, stats, slots, memory, connections, volumes },
       ...{ exports: commands.exports, engine, receiver, transmitter, host: this },
+      nowSeconds: parts.nowSeconds ?? (() => Date.now() / 1000),
     });
     this.#post = post;
     this.#onStopped = parts.onStopped;
@@ -192,6 +199,8 @@ export class NodeServer {
           // Asked to disconnect, and everything before that is answered.
           if (connection.phase === DRAINING && connection.inFlight === 0) this.#lifecycle.close(connection);
           break;
+        case ENTERING:
+          break;
         default:
           this.#lifecycle.releaseIfIdle(connection);
       }
@@ -227,10 +236,22 @@ export class NodeServer {
     this.#lifecycle.fail(connection, reason);
   }
 
-  closeBelow(id: string, generation: number): Set<Connection> {
+  marked(connection: Connection, { type, offset, length }: Incoming): void {
+    const volume = connection.volume!;
+    const mark = { number: offset, epoch: length };
+    if (type === NBD_CMD_BLOCKWIRE_MARK) volume.mark(mark);
+    else this.#cleaner.checkpointOf(volume, mark);
+  }
+
+  cut(id: string, which: Cut, generation: number): Set<Connection> {
+    if (which === 'none') return new Set();
     return this.#lifecycle.closeAll(
-      (connection) => connection.exportId === id && connection.generation < generation,
+      ({ exportId, session }) => exportId === id && (which === 'all' || session!.generation < generation),
     );
+  }
+
+  trust(key: Uint8Array): void {
+    this.#lifecycle.sessions.key = new CapabilityVerifier(key);
   }
 
   connectionGone(connection: Connection): void {

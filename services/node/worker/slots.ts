@@ -10,8 +10,8 @@ export class Slots {
   freeCount: number;
   /** Index of the connection that sent it. */
   readonly connection: Int32Array;
-  /** NBD_CMD_* and NBD_CMD_FLAG_*. */
-  readonly type: Uint8Array;
+  /** NBD_CMD_* and NBD_CMD_FLAG_*. Clamped: larger numbers, our own and unknown ones, must not look like READ. */
+  readonly type: Uint8ClampedArray;
   readonly flags: Uint16Array;
   /** Where its work stands: engine.ts. */
   readonly step: Uint8Array;
@@ -53,7 +53,7 @@ export class Slots {
     this.count = count;
     this.freeCount = count;
     this.connection = new Int32Array(count);
-    this.type = new Uint8Array(count);
+    this.type = new Uint8ClampedArray(count);
     this.flags = new Uint16Array(count);
     this.step = new Uint8Array(count);
     this.error = new Uint16Array(count);
