@@ -7,8 +7,11 @@ import type {
   AttachVolume,
   DetachVolume,
   DeviceStatusInput,
+  HoldWrites,
   Membership,
+  ReleaseWrites,
   ResizeDevice,
+  UpdateMembership,
 } from '@blockwire/proto/control/types.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
@@ -31,6 +34,8 @@ export interface AttachmentsOptions {
 
 /** With the release that may follow it within the time that the end of a process has for this part. */
 const LAST_SYNC_MS_MAX = 3_000;
+/** Longer than this nobody waits for a write. */
+const HOLD_MS_MAX = 60_000;
 
 /** A device that was taken over. */
 export interface Takeover {
@@ -75,7 +80,7 @@ export class Attachments {
       (attachmentId) => ({ attachmentId, io: 'IO_STATE_RECOVERING' }) as const,
     );
     return [
-      ...this.devices.map(({ attachmentId, ioState }) => ({ attachmentId, io: IO_STATE[ioState] })),
+      ...this.devices.map(({ attachmentId, io }) => ({ attachmentId, io: IO_STATE[io.ioState] })),
       ...left,
     ];
   }
@@ -97,7 +102,7 @@ export class Attachments {
         recover: (command) => this.#inOrder(leftover.volumeId, () => this.#recover(leftover, command)),
       });
       if (device === null) return [];
-      await device.served();
+      await device.io.served();
       const heldAt = heldAtMs.get(device.attachmentId);
       const pauseMs = heldAt === undefined ? null : Math.round(monotonicMs() - heldAt);
       log.info({ volume: device.volumeId, device: device.path, pauseMs }, 'taken over');
@@ -129,6 +134,38 @@ export class Attachments {
       }
       await device.resize(sizeBytes);
     });
+  }
+
+  /**
+   * Safe to repeat. Resolves when the device goes by this membership, and its barrier has passed; waiting for that keeps no
+   * other command waiting. Throws BW_ATTACHMENT_NOT_FOUND, BW_GENERATION_OLD, BW_TIMEOUT.
+   */
+  async updateMembership(command: UpdateMembership): Promise<void> {
+    const { attachmentId, membership } = command;
+    if (membership === null)
+      throw new BlockwireError('BW_INVALID_ARGUMENT', 'an update without a membership');
+    const { io } = this.#deviceOf(attachmentId);
+    await io.update(membership);
+    await io.settled(membership.epoch);
+  }
+
+  /** Safe to repeat. Throws BW_ATTACHMENT_NOT_FOUND, BW_TIMEOUT. */
+  async holdWrites({ attachmentId, holdMsMax }: HoldWrites): Promise<void> {
+    if (holdMsMax > HOLD_MS_MAX) {
+      throw new BlockwireError('BW_INVALID_ARGUMENT', `writes are held for ${HOLD_MS_MAX} ms at most`);
+    }
+    await this.#deviceOf(attachmentId).io.holdWrites(holdMsMax);
+  }
+
+  /** Safe to repeat. Throws BW_ATTACHMENT_NOT_FOUND, BW_TIMEOUT when writes went on before. */
+  async releaseWrites({ attachmentId }: ReleaseWrites): Promise<void> {
+    this.#deviceOf(attachmentId).io.releaseWrites();
+  }
+
+  #deviceOf(attachmentId: string): BlockDevice {
+    const device = this.devices.find((candidate) => candidate.attachmentId === attachmentId);
+    if (device !== undefined) return device;
+    throw new BlockwireError('BW_ATTACHMENT_NOT_FOUND', `attachment ${attachmentId} is not here`);
   }
 
   /** Commands about one volume run one after the other; those about different volumes do not wait for each other. */
@@ -270,7 +307,7 @@ export function describeDevice(device: BlockDevice): AttachedDeviceInput {
     volumeId: device.volumeId,
     device: device.path,
     datapath: device.datapath,
-    generation: device.membership.generation,
+    generation: device.io.membership.generation,
   };
 }
 

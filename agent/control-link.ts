@@ -120,6 +120,9 @@ export class ControlLink {
       if (command.attach != null) device = await attachments.attach(command.attach);
       else if (command.detach != null) await attachments.detach(command.detach);
       else if (command.resize != null) await attachments.resize(command.resize);
+      else if (command.membership != null) await attachments.updateMembership(command.membership);
+      else if (command.holdWrites != null) await attachments.holdWrites(command.holdWrites);
+      else if (command.releaseWrites != null) await attachments.releaseWrites(command.releaseWrites);
       else throw new BlockwireError('BW_PROTOCOL', 'a command that this agent does not know');
     } catch (thrown) {
       error = toBlockwireError(thrown);

@@ -1,58 +1,40 @@
 /**
- * One attached volume on the main thread: its ublk device, its queue workers, and the conversation with the control
- * plane about lost replicas.
+ * The life of one attached volume on the main thread: its ublk device and its queue workers. What passes between is
+ * volume-io.ts.
  *
  *   create:   ADD_DEV → SET_PARAMS → open /dev/ublkcN → workers fetch all tags and connect → START_DEV
  *   recover:  START_USER_RECOVERY → open /dev/ublkcN → workers fetch all tags → END_USER_RECOVERY → they connect
  *   release:  QUIESCE_DEV → requests in flight complete → workers end → close /dev/ublkcN; the device stays
  *   detach:   sync → TRY_STOP_DEV (or STOP_DEV) → workers end → close /dev/ublkcN → DEL_DEV
- *
- * This process never reads or writes its own device: a thread that waits for the device cannot be killed, and while it
- * lives the kernel keeps /dev/ublkcN open and gives the device to nobody else.
  */
-import { execFile } from 'node:child_process';
-import { lookup } from 'node:dns/promises';
-import { closeSync, constants, existsSync, openSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { parseHostPort } from '@blockwire/native/sockets.ts';
-import type { Membership, ReplicaMember } from '@blockwire/proto/control/types.ts';
-import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
+import type { Membership } from '@blockwire/proto/control/types.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
-import { COUNTERS, openCounters } from './datapath/counters.ts';
 import { datapathFeatures } from './datapath/ladder.ts';
-import type { Datapath, DatapathLadder, ReplicaTarget } from './datapath/messages.ts';
-import { REPLICAS_COUNT_MAX } from './datapath/mirror.ts';
-import { type IoState, IoWatch } from './io-watch.ts';
-import { Queues } from './queues.ts';
+import type { Datapath, DatapathLadder } from './datapath/messages.ts';
+import { within } from './deadline.ts';
+import { KernelDevice } from './kernel-device.ts';
+import type { ReportLost } from './membership.ts';
 import {
   addDevice,
-  deleteDevice,
   endRecovery,
   getParams,
-  quiesceDevice,
   setParams,
   startDevice,
   startRecovery,
-  stopDevice,
-  tryStopDevice,
   ublkFeatures,
   updateSize,
 } from './ublk/control.ts';
 import { encodeMark } from './ublk/mark.ts';
 import { type DeviceInfo, UblkFeature } from './ublk/uapi.ts';
+import { VolumeIo } from './volume-io.ts';
 
 const CONNECT_MS_MAX = 15_000;
 const START_MS_MAX = 60_000;
-const NODE_APPEARS_MS_MAX = 10_000;
-const REPORT_RETRY_MS = 500;
 const SYNC_MS_MAX = 20_000;
 /** Within the time that the end of the process has for each of its parts. */
 const RELEASE_MS_MAX = 6_000;
-const QUIESCE_MS = 200;
-const RECOVERY_POLL_MS = 5;
 /** Discards reach whole blocks of the nodes' checksums; also the physical block. */
 const BLOCK_BYTES = 4096;
-const IN_SYNC = 'REPLICA_STATE_IN_SYNC';
 
 export interface DeviceOptions {
   readonly log: Logger;
@@ -77,52 +59,20 @@ export interface DeviceOptions {
   readonly ioTimeoutMs: number;
   /** A queue worker failed: only a new process can serve the device again. */
   readonly onFatal: (error: Error) => void;
-  /** Tells the control plane that a replica is lost; resolves with the membership that follows from it. */
-  readonly reportLost: (report: {
-    membership: Membership;
-    nodeId: string;
-    reason: string;
-  }) => Promise<Membership>;
-}
-
-export interface ReplicaStatus {
-  readonly nodeId: string;
-  readonly inSync: boolean;
-  readonly connected: boolean;
-  /** Why it is not connected. */
-  readonly reason: string;
+  readonly reportLost: ReportLost;
 }
 
 export class BlockDevice {
+  /** Its I/O, while it lives. */
+  readonly io: VolumeIo;
   readonly #options: DeviceOptions;
-  readonly #targets: readonly ReplicaTarget[];
-  readonly #wasUp: (boolean | null)[];
-  readonly #io: IoWatch;
-  /** By replica: the report under way; several queues lose the same replica. */
-  readonly #reports = new Map<number, Promise<void>>();
-  #linkChanged = Promise.withResolvers<void>();
-  #membership: Membership;
   #sizeBytes: number;
-  #deviceId = -1;
-  #charFd = -1;
-  #queues: Queues | null = null;
-  #live = false;
-  #closing = false;
+  #kernel: KernelDevice | null = null;
 
-  private constructor(options: DeviceOptions, targets: readonly ReplicaTarget[]) {
+  private constructor(options: DeviceOptions) {
     this.#options = options;
-    this.#membership = options.membership;
     this.#sizeBytes = options.sizeBytes;
-    this.#targets = targets;
-    this.#wasUp = targets.map(() => null);
-    this.#io = new IoWatch({
-      timeoutMs: options.ioTimeoutMs,
-      after: (milliseconds, step) => {
-        const timer = setTimeout(step, milliseconds);
-        return () => clearTimeout(timer);
-      },
-      onChange: (state, before) => this.#ioChanged(state, before),
-    });
+    this.io = new VolumeIo(options);
   }
 
   /**
@@ -130,8 +80,9 @@ export class BlockDevice {
    * nothing is left behind then.
    */
   static async create(options: DeviceOptions): Promise<BlockDevice> {
-    const device = new BlockDevice(options, await resolveTargets(options.membership));
+    const device = new BlockDevice(options);
     try {
+      await device.io.open();
       await device.#start();
       return device;
     } catch (error) {
@@ -147,8 +98,9 @@ export class BlockDevice {
    */
   static async recover(options: DeviceOptions, info: DeviceInfo): Promise<BlockDevice> {
     await startRecovery(info.id);
-    const device = new BlockDevice(options, await resolveTargets(options.membership));
+    const device = new BlockDevice(options);
     try {
+      await device.io.open();
       await device.#takeOver(info);
       return device;
     } catch (error) {
@@ -162,7 +114,7 @@ export class BlockDevice {
   }
 
   get volumeId(): string {
-    return this.#membership.volumeId;
+    return this.io.volumeId;
   }
 
   get volumeName(): string {
@@ -170,60 +122,21 @@ export class BlockDevice {
   }
 
   get path(): string {
-    return `/dev/ublkb${this.#deviceId}`;
+    return this.#kernel?.path ?? '';
   }
 
   get datapath(): Datapath {
     return this.#options.datapath;
   }
 
-  get membership(): Membership {
-    return this.#membership;
-  }
-
-  get ioState(): IoState {
-    return this.#io.state;
-  }
-
   get sizeBytes(): number {
     return this.#sizeBytes;
-  }
-
-  /** The counters of all queues together, see COUNTERS. */
-  get counters(): Float64Array {
-    const sums = new Float64Array(COUNTERS.length);
-    for (const memory of this.queueMemories) {
-      for (const [index, value] of openCounters(memory).entries()) sums[index] = sums[index]! + value;
-    }
-    return sums;
-  }
-
-  /** By queue: its counters and latency histograms (datapath/counters.ts). */
-  get queueMemories(): readonly SharedArrayBuffer[] {
-    return this.#queues?.memories ?? [];
-  }
-
-  get replicas(): readonly ReplicaStatus[] {
-    return this.#targets.map(({ nodeId }, replica) => ({
-      nodeId,
-      inSync: (this.#inSyncMask(this.#membership) & (1 << replica)) !== 0,
-      connected: this.#queues?.link(replica).up ?? false,
-      reason: this.#queues?.link(replica).reason ?? '',
-    }));
-  }
-
-  /** Resolves when every queue reaches an in-sync replica. */
-  async served(): Promise<void> {
-    while (this.#queues?.serves(this.#inSyncMask(this.#membership)) !== true) {
-      if (this.#closing) throw new BlockwireError('BW_SHUTTING_DOWN', 'the device is being given up');
-      await this.#linkChanged.promise;
-    }
   }
 
   /** The volume is so large now. The device never shrinks. */
   async resize(sizeBytes: number): Promise<void> {
     if (sizeBytes <= this.#sizeBytes) return;
-    await updateSize(this.#deviceId, sizeBytes);
+    await updateSize(this.#kernel!.id, sizeBytes);
     this.#options.log.info({ volume: this.volumeId, device: this.path, sizeBytes }, 'resized');
     this.#sizeBytes = sizeBytes;
   }
@@ -234,15 +147,12 @@ export class BlockDevice {
    */
   async release(): Promise<void> {
     const deadlineMs = performance.now() + RELEASE_MS_MAX;
+    this.io.endHold();
     try {
-      await this.#quiesce(deadlineMs);
-      this.#queues?.post({ type: 'release' });
+      await this.#kernel!.quiesce(deadlineMs);
+      this.io.post({ type: 'release' });
       const leftMs = Math.max(1, deadlineMs - performance.now());
-      await this.#within(
-        this.#queues?.ended ?? Promise.resolve(),
-        leftMs,
-        'requests in flight did not complete',
-      );
+      await within(this.io.ended, leftMs, 'requests in flight did not complete');
     } catch (error) {
       this.#options.log.warn({ device: this.path, err: error }, 'let go with requests in flight');
     }
@@ -254,13 +164,14 @@ export class BlockDevice {
    * replica fail with an I/O error.
    */
   async detach(force: boolean, syncMsMax = SYNC_MS_MAX): Promise<void> {
+    this.io.endHold();
     if (force) {
-      this.#closing = true;
-      this.#queues?.post({ type: 'fail' });
-      await stopDevice(this.#deviceId);
+      this.io.end();
+      this.io.post({ type: 'fail' });
+      await this.#kernel!.stop();
     } else {
-      await this.#sync(syncMsMax);
-      await this.#stopUnlessOpen();
+      await this.#kernel!.sync(syncMsMax, this.#options.log);
+      await this.#kernel!.stopUnlessOpen();
     }
     await this.#discard();
   }
@@ -284,7 +195,8 @@ export class BlockDevice {
       features: (wanted & offered) | UblkFeature.CMD_IOCTL_ENCODE,
       marks: encodeMark({ agentId, attachmentId, volumeId: this.volumeId, datapath }),
     });
-    this.#deviceId = info.id;
+    const kernel = new KernelDevice(info.id);
+    this.#kernel = kernel;
     await setParams(info.id, {
       sizeBytes,
       blockSizeBytes,
@@ -292,295 +204,55 @@ export class BlockDevice {
       discardGranularityBytes: BLOCK_BYTES,
       readOnly,
     });
-    const queues = await this.#startQueues(info, info.ioSizeBytesMax);
-    await this.#connected(queues);
-    await this.#within(startDevice(info.id), START_MS_MAX, 'the kernel did not start the device');
-    await appears(this.path);
-    this.#begin();
+    await this.#startQueues(kernel, info, info.ioSizeBytesMax);
+    await this.io.connected(CONNECT_MS_MAX);
+    await within(startDevice(info.id), START_MS_MAX, 'the kernel did not start the device');
+    await kernel.appeared();
+    this.io.begin();
   }
 
   async #takeOver(info: DeviceInfo): Promise<void> {
-    this.#deviceId = info.id;
+    const kernel = new KernelDevice(info.id);
+    this.#kernel = kernel;
     const params = await getParams(info.id);
     this.#sizeBytes = params.sizeBytes;
-    await this.#startQueues(info, params.ioSizeBytesMax);
-    await this.#within(endRecovery(info.id), START_MS_MAX, 'the kernel did not take the device up again');
-    this.#begin();
+    await this.#startQueues(kernel, info, params.ioSizeBytesMax);
+    await within(endRecovery(info.id), START_MS_MAX, 'the kernel did not take the device up again');
+    this.io.begin();
     await this.resize(this.#options.sizeBytes);
   }
 
-  /** The device lives: from now on it counts whether its I/O is served. */
-  #begin(): void {
-    this.#live = true;
-    this.#watchIo();
-  }
-
-  async #startQueues(info: DeviceInfo, ioSizeBytesMax: number): Promise<Queues> {
-    const charPath = `/dev/ublkc${info.id}`;
-    await appears(charPath);
-    this.#charFd = openSync(charPath, constants.O_RDWR);
-    const { log, datapath, ladder, replicaTimeoutMs } = this.#options;
-    const queues = new Queues({
-      name: `ublk-${info.id}`,
-      charFd: this.#charFd,
+  async #startQueues(kernel: KernelDevice, info: DeviceInfo, ioSizeBytesMax: number): Promise<void> {
+    const charFd = await kernel.openChar();
+    const { datapath, ladder, replicaTimeoutMs, agentId, attachmentId } = this.#options;
+    const { fetched } = this.io.start(`ublk-${info.id}`, {
+      ...{ charFd, ioSizeBytesMax, datapath, ladder, replicaTimeoutMs },
       queueCount: info.queueCount,
       queueDepth: info.queueDepth,
-      ioSizeBytesMax,
       sizeBytes: this.#sizeBytes,
-      datapath,
-      ladder,
-      replicas: this.#targets,
-      inSync: this.#inSyncMask(this.#membership),
-      replicaTimeoutMs,
-      onLost: (replica, reason) => this.#lost(replica, reason),
-      onLinks: (replica) => this.#linked(replica),
-      onFailure: (error) => {
-        log.error({ err: error, device: this.path }, 'a queue worker failed');
-        this.#options.onFatal(error);
-      },
+      deviceName: `${agentId}/${attachmentId}`,
     });
-    this.#queues = queues;
-    await this.#within(queues.fetched, START_MS_MAX, 'the queues did not fetch their requests');
-    return queues;
-  }
-
-  #linked(replica: number): void {
-    const { seen, up, reason } = this.#queues!.link(replica);
-    if (seen && up !== this.#wasUp[replica]) {
-      const { nodeId } = this.#targets[replica]!;
-      const change = up ? 'replica connected' : 'replica disconnected';
-      if (this.#live && !this.#closing)
-        this.#options.log.info({ volume: this.volumeId, node: nodeId, reason }, change);
-      this.#wasUp[replica] = up;
-    }
-    this.#changed();
-  }
-
-  /** A link or the membership changed. */
-  #changed(): void {
-    this.#linkChanged.resolve();
-    this.#linkChanged = Promise.withResolvers<void>();
-    this.#watchIo();
-  }
-
-  #watchIo(): void {
-    if (!this.#live || this.#closing) return;
-    this.#io.served(this.#queues?.serves(this.#inSyncMask(this.#membership)) ?? false);
-  }
-
-  #ioChanged(state: IoState, before: IoState): void {
-    const { log, ioTimeoutMs } = this.#options;
-    const about = { volume: this.volumeId, device: this.path, replicas: this.replicas };
-    if (state === 'ok') log.info(about, 'I/O goes on');
-    else if (state === 'waiting') log.warn(about, 'no in-sync replica answers: I/O waits');
-    else log.error(about, `no in-sync replica has answered for ${ioTimeoutMs} ms: I/O fails`);
-    if (state === 'failing' || before === 'failing')
-      this.#queues?.post({ type: 'failUnserved', on: state === 'failing' });
-  }
-
-  /** One report at a time of each replica: its verdict is for all queues. */
-  #lost(replica: number, reason: string): void {
-    if (this.#reports.has(replica)) return;
-    const report = this.#report(replica, reason).finally(() => this.#reports.delete(replica));
-    this.#reports.set(replica, report);
-  }
-
-  /** Asks for the verdict on a lost replica until there is one; meanwhile the worker holds its writes. */
-  async #report(replica: number, reason: string): Promise<void> {
-    const { nodeId } = this.#targets[replica]!;
-    const { log } = this.#options;
-    log.warn({ volume: this.volumeId, node: nodeId, reason }, 'replica lost');
-    while (!this.#closing) {
-      try {
-        this.#apply(await this.#options.reportLost({ membership: this.#membership, nodeId, reason }));
-        return;
-      } catch (error) {
-        const { code, message } = toBlockwireError(error);
-        if (code === 'BW_GENERATION_OLD' || code === 'BW_VOLUME_NOT_FOUND') {
-          log.error({ volume: this.volumeId, code }, `this agent may not write any more: ${message}`);
-          this.#queues?.post({ type: 'fail' });
-          return;
-        }
-        log.warn({ volume: this.volumeId, code }, `no verdict on the lost replica yet: ${message}`);
-        await sleep(REPORT_RETRY_MS);
-      }
-    }
-  }
-
-  #apply(membership: Membership): void {
-    // Answers may overtake each other.
-    if (membership.epoch < this.#membership.epoch) return;
-    this.#membership = membership;
-    this.#queues?.post({ type: 'membership', inSync: this.#inSyncMask(membership) });
-    this.#changed();
-    this.#options.log.info(
-      { volume: this.volumeId, epoch: membership.epoch, replicas: this.replicas },
-      'new membership',
-    );
-  }
-
-  #inSyncMask(membership: Membership): number {
-    let mask = 0;
-    for (const [replica, { nodeId }] of this.#targets.entries()) {
-      const member = membership.replicas.find((candidate) => candidate.nodeId === nodeId);
-      if (member?.state === IN_SYNC) mask |= 1 << replica;
-    }
-    return mask;
-  }
-
-  /** Resolves when every in-sync replica was tried and every queue reaches one of them. */
-  async #connected(queues: Queues): Promise<void> {
-    const deadlineMs = performance.now() + CONNECT_MS_MAX;
-    const mask = this.#inSyncMask(this.#membership);
-    for (;;) {
-      const isServed = queues.serves(mask);
-      if (isServed && this.#targets.every((_, replica) => queues.link(replica).seen)) return;
-      const leftMs = deadlineMs - performance.now();
-      if (leftMs <= 0) {
-        if (isServed) return;
-        const reasons = this.replicas
-          .map(({ nodeId, reason }) => `${nodeId}: ${reason || 'no answer'}`)
-          .join('; ');
-        throw new BlockwireError('BW_NO_IN_SYNC_REPLICA', `no in-sync replica can be reached (${reasons})`);
-      }
-      await Promise.race([this.#linkChanged.promise, queues.ended, sleep(leftMs)]);
-    }
-  }
-
-  async #stopUnlessOpen(): Promise<void> {
-    if (((await ublkFeatures()) & UblkFeature.SAFE_STOP_DEV) !== 0) {
-      await tryStopDevice(this.#deviceId);
-      return;
-    }
-    try {
-      // Exclusive opening fails while the device is mounted or held.
-      closeSync(openSync(this.path, constants.O_RDONLY | constants.O_EXCL));
-    } catch (error) {
-      throw new BlockwireError('BW_DEVICE_BUSY', `${this.path} is open or mounted: unmount it first`, {
-        cause: error,
-      });
-    }
-    await stopDevice(this.#deviceId);
-  }
-
-  /**
-   * What programs wrote through the page cache goes to the replicas before the device does; by another process, see
-   * above. Throws BW_TIMEOUT when they do not take it.
-   */
-  async #sync(milliseconds: number): Promise<void> {
-    const synced = new Promise<void>((resolve) => {
-      execFile('sync', [this.path], (error) => {
-        if (error !== null) this.#options.log.warn({ device: this.path, err: error }, 'not synced');
-        resolve();
-      });
-    });
-    await this.#within(synced, milliseconds, `${this.path} was not synced`);
-  }
-
-  /** Until every queue has an idle tag: new requests are held back from the first attempt on. */
-  async #quiesce(deadlineMs: number): Promise<void> {
-    for (;;) {
-      try {
-        await quiesceDevice(this.#deviceId, QUIESCE_MS);
-        return;
-      } catch (error) {
-        const isBusy = error instanceof BlockwireError && error.code === 'BW_DEVICE_BUSY';
-        if (!isBusy || performance.now() > deadlineMs) throw error;
-      }
-    }
+    await within(fetched, START_MS_MAX, 'the queues did not fetch their requests');
   }
 
   /** Ends the workers and closes /dev/ublkcN; the device stays with the kernel. */
   async #letGo(): Promise<void> {
-    this.#end();
-    const queues = this.#queues;
-    if (queues !== null) {
-      // Workers that ended do not hear this.
-      queues.post({ type: 'release' });
-      await this.#within(queues.ended, 1000, 'the queues did not end').catch(() => queues.terminate());
-    }
-    this.#closeChar();
+    this.io.end();
+    // Workers that ended do not hear this.
+    this.io.post({ type: 'release' });
+    await within(this.io.ended, 1000, 'the queues did not end').catch(() => this.io.terminate());
+    this.#kernel?.closeChar();
   }
 
   /** Stops and deletes the device, ends the workers; safe at any stage of its life. */
   async #discard(): Promise<void> {
-    this.#end();
-    if (this.#deviceId < 0) return;
-    await stopDevice(this.#deviceId);
-    if (this.#queues !== null) await this.#within(this.#queues.ended, START_MS_MAX, 'the queues did not end');
-    this.#closeChar();
-    await deleteDevice(this.#deviceId);
-    this.#deviceId = -1;
-  }
-
-  #end(): void {
-    this.#closing = true;
-    this.#io.stop();
-    this.#linkChanged.resolve();
-  }
-
-  #closeChar(): void {
-    if (this.#charFd >= 0) closeSync(this.#charFd);
-    this.#charFd = -1;
-  }
-
-  async #within<T>(promise: Promise<T>, milliseconds: number, complaint: string): Promise<T> {
-    const timer = new AbortController();
-    const late = sleep(milliseconds, undefined, { signal: timer.signal }).then(
-      () => {
-        throw new BlockwireError('BW_TIMEOUT', `${complaint} within ${milliseconds / 1000} s`);
-      },
-      () => new Promise<never>(() => {}),
-    );
-    try {
-      return await Promise.race([promise, late]);
-    } finally {
-      timer.abort();
-    }
-  }
-}
-
-/**
- * Waits until a device whose server ended can be served again: the kernel still tidies up after it. Throws
- * BW_DEVICE_BUSY when somebody serves it all that time.
- */
-export async function recoverable(deviceId: number, timeoutMs: number): Promise<void> {
-  const deadlineMs = performance.now() + timeoutMs;
-  for (;;) {
-    try {
-      await startRecovery(deviceId);
-      return;
-    } catch (error) {
-      const isBusy = error instanceof BlockwireError && error.code === 'BW_DEVICE_BUSY';
-      if (!isBusy || performance.now() > deadlineMs) throw error;
-    }
-    await sleep(RECOVERY_POLL_MS);
-  }
-}
-
-async function resolveTargets({ replicas }: Membership): Promise<ReplicaTarget[]> {
-  const members = replicas.filter(({ state }) => state === IN_SYNC);
-  if (members.length === 0 || members.length > REPLICAS_COUNT_MAX) {
-    throw new BlockwireError('BW_NO_IN_SYNC_REPLICA', `the volume has ${members.length} replicas in sync`);
-  }
-  return Promise.all(members.map(resolveTarget));
-}
-
-async function resolveTarget(member: ReplicaMember): Promise<ReplicaTarget> {
-  const parsed = parseHostPort(member.nbdAddress);
-  if (parsed === null) {
-    throw new BlockwireError('BW_INVALID_ARGUMENT', `'${member.nbdAddress}' is not host:port`);
-  }
-  const { address } = await lookup(parsed.host);
-  return { nodeId: member.nodeId, address, port: parsed.port, exportName: member.exportName };
-}
-
-/** Device nodes are made by devtmpfs (or udev) a moment after the command. */
-async function appears(path: string): Promise<void> {
-  const deadlineMs = performance.now() + NODE_APPEARS_MS_MAX;
-  while (!existsSync(path)) {
-    if (performance.now() > deadlineMs)
-      throw new BlockwireError('BW_KERNEL', `${path} did not appear; is /dev a devtmpfs?`);
-    await sleep(20);
+    this.io.end();
+    const kernel = this.#kernel;
+    if (kernel === null) return;
+    await kernel.stop();
+    await within(this.io.ended, START_MS_MAX, 'the queues did not end');
+    kernel.closeChar();
+    await kernel.delete();
+    this.#kernel = null;
   }
 }

@@ -16,6 +16,7 @@ export interface IoWatchOptions {
 export class IoWatch {
   readonly #options: IoWatchOptions;
   #state: IoState = 'ok';
+  #isGivenUp = false;
   #callOff: (() => void) | null = null;
 
   constructor(options: IoWatchOptions) {
@@ -28,6 +29,7 @@ export class IoWatch {
 
   /** To be told at every change of a link or of the membership. */
   served(isServed: boolean): void {
+    if (this.#isGivenUp) return;
     if (isServed) {
       this.stop();
       this.#become('ok');
@@ -36,6 +38,13 @@ export class IoWatch {
       const { timeoutMs, after } = this.#options;
       if (timeoutMs > 0) this.#callOff = after(timeoutMs, () => this.#become('failing'));
     }
+  }
+
+  /** I/O fails from now on, for good. */
+  giveUp(): void {
+    this.#isGivenUp = true;
+    this.stop();
+    this.#state = 'failing';
   }
 
   stop(): void {

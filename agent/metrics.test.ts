@@ -7,17 +7,21 @@ import { Operation, RequestTable } from './datapath/request.ts';
 import { type MeteredDevice, registerAgentMetrics } from './metrics.ts';
 
 function device(): MeteredDevice {
-  const replica = { inSync: true, connected: true };
   return {
-    volumeId: 'vol-1',
     path: '/dev/ublkb0',
     datapath: 'fused',
-    ioState: 'waiting',
-    replicas: [
-      { ...replica, nodeId: 'a' },
-      { ...replica, nodeId: 'b' },
-    ],
-    queueMemories: [createCounters(), createCounters()],
+    io: {
+      volumeId: 'vol-1',
+      ioState: 'waiting',
+      replicas: [
+        { nodeId: 'b', state: 'inSync', slot: 1, connected: true },
+        { nodeId: 'a', state: 'rebuilding', slot: 0, connected: true },
+        { nodeId: 'c', state: 'stale', slot: null, connected: false },
+      ],
+      checkpointCount: 5,
+      isHoldingWrites: true,
+      queueMemories: [createCounters(), createCounters()],
+    },
   };
 }
 
@@ -39,8 +43,8 @@ async function scrape(devices: readonly MeteredDevice[]): Promise<string[]> {
 
 test('counters are told apart by queue', async () => {
   const one = device();
-  openCounters(one.queueMemories[1]!)[CounterIndex.writeOps] = 7;
-  openCounters(one.queueMemories[0]!)[CounterIndex.zeroCopyCopied] = 3;
+  openCounters(one.io.queueMemories[1]!)[CounterIndex.writeOps] = 7;
+  openCounters(one.io.queueMemories[0]!)[CounterIndex.zeroCopyCopied] = 3;
   const lines = await scrape([one]);
   const labels = 'volume="vol-1",device="/dev/ublkb0"';
   assert.ok(
@@ -53,10 +57,10 @@ test('counters are told apart by queue', async () => {
 
 test('histograms are cumulative, in seconds, over all queues', async () => {
   const one = device();
-  record(one.queueMemories[0]!, DEVICE_LATENCY, Operation.READ, 15);
-  record(one.queueMemories[1]!, DEVICE_LATENCY, Operation.READ, 16);
-  record(one.queueMemories[1]!, DEVICE_LATENCY, Operation.READ, 60e6);
-  record(one.queueMemories[0]!, replicaLatency(1), Operation.WRITE, 1000);
+  record(one.io.queueMemories[0]!, DEVICE_LATENCY, Operation.READ, 15);
+  record(one.io.queueMemories[1]!, DEVICE_LATENCY, Operation.READ, 16);
+  record(one.io.queueMemories[1]!, DEVICE_LATENCY, Operation.READ, 60e6);
+  record(one.io.queueMemories[0]!, replicaLatency(1), Operation.WRITE, 1000);
   const lines = await scrape([one]);
   const of = (name: string, labels: string): string[] => {
     const found = lines.filter((line) => line.startsWith(`${name}_`) && line.includes(labels));
@@ -84,4 +88,18 @@ test('of the states of I/O one holds', async () => {
     lines.map((line) => /state="(\w+)"} (\d)/.exec(line)!.slice(1).join(' ')),
     ['ok 0', 'waiting 1', 'failing 0'],
   );
+});
+
+test('replicas by state, checkpoints and held writes', async () => {
+  const lines = await scrape([device()]);
+  const labels = 'volume="vol-1",device="/dev/ublkb0"';
+  for (const line of [
+    'blockwire_agent_replica_connected{volume="vol-1",node="a",state="rebuilding"} 1',
+    'blockwire_agent_replica_connected{volume="vol-1",node="c",state="stale"} 0',
+    `blockwire_agent_replicas{${labels},state="inSync"} 1`,
+    `blockwire_agent_replicas{${labels},state="stale"} 1`,
+    `blockwire_agent_checkpoints_total{${labels}} 5`,
+    `blockwire_agent_writes_held{${labels}} 1`,
+  ])
+    assert.ok(lines.includes(line), line);
 });

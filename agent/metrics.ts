@@ -9,19 +9,28 @@ import {
   readLatency,
   replicaLatency,
 } from './datapath/latency.ts';
+import { MEMBER_STATES, type MemberState } from './datapath/members.ts';
 
 /** What is read of a device; BlockDevice is one. */
 export interface MeteredDevice {
-  readonly volumeId: string;
   readonly path: string;
   readonly datapath: string;
+  readonly io: MeteredIo;
+}
+
+/** VolumeIo is one. */
+export interface MeteredIo {
+  readonly volumeId: string;
   readonly ioState: string;
-  /** In the order of the workers' replica numbers. */
   readonly replicas: readonly {
     readonly nodeId: string;
-    readonly inSync: boolean;
+    readonly state: MemberState;
+    /** The workers' number of the replica; null for one that they do not know. */
+    readonly slot: number | null;
     readonly connected: boolean;
   }[];
+  readonly checkpointCount: number;
+  readonly isHoldingWrites: boolean;
   /** By queue, each from `createCounters`. */
   readonly queueMemories: readonly SharedArrayBuffer[];
 }
@@ -53,6 +62,11 @@ const TOTALS: readonly Total[] = [
     name: 'blockwire_agent_errors_total',
     help: 'Requests answered with an error.',
     byOperation: { '': CounterIndex.errors },
+  },
+  {
+    name: 'blockwire_agent_read_errors_total',
+    help: 'Reads that a replica answered with an error; another one was asked then.',
+    byOperation: { '': CounterIndex.readErrors },
   },
   {
     name: 'blockwire_agent_failovers_total',
@@ -141,22 +155,57 @@ export function registerAgentMetrics(registry: Registry, devices: () => readonly
       this.reset();
       for (const device of devices()) {
         for (const state of ['ok', 'waiting', 'failing'])
-          this.set({ ...labelsOf(device), state }, device.ioState === state ? 1 : 0);
+          this.set({ ...labelsOf(device), state }, device.io.ioState === state ? 1 : 0);
       }
     },
   });
   new Gauge({
     name: 'blockwire_agent_replica_connected',
     help: 'Whether the agent is connected to a replica.',
-    labelNames: ['volume', 'node', 'in_sync'],
+    labelNames: ['volume', 'node', 'state'],
+    registers: [registry],
+    collect() {
+      this.reset();
+      for (const { io } of devices()) {
+        for (const { nodeId, state, connected } of io.replicas) {
+          this.set({ volume: io.volumeId, node: nodeId, state }, connected ? 1 : 0);
+        }
+      }
+    },
+  });
+  new Gauge({
+    name: 'blockwire_agent_replicas',
+    help: 'Replicas by the state that the agent goes by: inSync, rebuilding, stale.',
+    labelNames: [...PER_VOLUME, 'state'],
     registers: [registry],
     collect() {
       this.reset();
       for (const device of devices()) {
-        for (const { nodeId, inSync, connected } of device.replicas) {
-          this.set({ volume: device.volumeId, node: nodeId, in_sync: String(inSync) }, connected ? 1 : 0);
+        for (const state of MEMBER_STATES) {
+          const count = device.io.replicas.filter((replica) => replica.state === state).length;
+          this.set({ ...labelsOf(device), state }, count);
         }
       }
+    },
+  });
+  new Counter({
+    name: 'blockwire_agent_checkpoints_total',
+    help: 'Checkpoints sent: every write before is on all replicas.',
+    labelNames: PER_VOLUME,
+    registers: [registry],
+    collect() {
+      this.reset();
+      for (const device of devices()) this.inc(labelsOf(device), device.io.checkpointCount);
+    },
+  });
+  new Gauge({
+    name: 'blockwire_agent_writes_held',
+    help: 'Whether writes are held back for a snapshot.',
+    labelNames: PER_VOLUME,
+    registers: [registry],
+    collect() {
+      this.reset();
+      for (const device of devices()) this.set(labelsOf(device), device.io.isHoldingWrites ? 1 : 0);
     },
   });
   new SharedHistogram(registry, {
@@ -165,7 +214,7 @@ export function registerAgentMetrics(registry: Registry, devices: () => readonly
     labelNames: [...PER_VOLUME, 'operation'],
     *read() {
       for (const device of devices()) {
-        const queues = device.queueMemories.map(openLatency);
+        const queues = device.io.queueMemories.map(openLatency);
         for (const operation of LATENCY_KINDS) {
           const histogram = readLatency(queues, DEVICE_LATENCY, operation);
           yield { labels: { ...labelsOf(device), operation }, histogram };
@@ -178,12 +227,13 @@ export function registerAgentMetrics(registry: Registry, devices: () => readonly
     help: "From a request's way to a replica to its answer, all queues of a device.",
     labelNames: ['volume', 'node', 'operation'],
     *read() {
-      for (const device of devices()) {
-        const queues = device.queueMemories.map(openLatency);
-        for (const [replica, { nodeId }] of device.replicas.entries()) {
+      for (const { io } of devices()) {
+        const queues = io.queueMemories.map(openLatency);
+        for (const { nodeId, slot } of io.replicas) {
+          if (slot === null) continue;
           for (const operation of LATENCY_KINDS) {
-            const histogram = readLatency(queues, replicaLatency(replica), operation);
-            yield { labels: { volume: device.volumeId, node: nodeId, operation }, histogram };
+            const histogram = readLatency(queues, replicaLatency(slot), operation);
+            yield { labels: { volume: io.volumeId, node: nodeId, operation }, histogram };
           }
         }
       }
@@ -192,12 +242,12 @@ export function registerAgentMetrics(registry: Registry, devices: () => readonly
 }
 
 function labelsOf(device: MeteredDevice): { volume: string; device: string } {
-  return { volume: device.volumeId, device: device.path };
+  return { volume: device.io.volumeId, device: device.path };
 }
 
 function* queuesOf(devices: readonly MeteredDevice[]) {
   for (const device of devices) {
-    for (const [queue, memory] of device.queueMemories.entries()) {
+    for (const [queue, memory] of device.io.queueMemories.entries()) {
       yield { labels: { ...labelsOf(device), queue: String(queue) }, counters: openCounters(memory) };
     }
   }

@@ -1,9 +1,10 @@
-/** The queue workers of one device, seen as one: what all of them fetched, which replicas all of them reach, how they end. */
+/** The queue workers of one device, seen as one: what all of them fetched, which replicas they reach, how they end. */
 import { native } from '@blockwire/native/native.ts';
 import { RingWorker } from '@blockwire/native/worker-loop.ts';
 import { createCounters } from './datapath/counters.ts';
 import type { FromWorker, QueueWorkerData, ToWorker } from './datapath/messages.ts';
-import { createWriteRanges } from './datapath/write-ranges.ts';
+import { REPLICAS_COUNT_MAX } from './datapath/mirror.ts';
+import { createRanges } from './datapath/ranges.ts';
 
 export interface LinkStatus {
   /** Every queue has tried. */
@@ -14,14 +15,28 @@ export interface LinkStatus {
   readonly reason: string;
 }
 
-export interface QueuesOptions
-  extends Omit<QueueWorkerData, 'queueId' | 'writeRanges' | 'wakeFds' | 'counters'> {
+/** What a device hears from its queues. Replicas are told apart by their slots. */
+export interface QueueEvents {
+  lost(replica: number, reason: string): void;
+  /** A link came up or broke. */
+  linked(replica: number): void;
+  /** A node did not let a queue in. @param code BW_… */
+  refused(replica: number, code: string, reason: string): void;
+  settled(queueId: number, epoch: number): void;
+  fencePassed(queueId: number, number: number): void;
+  held(queueId: number, number: number): void;
+  /** A worker ended with an error: its requests are with nobody. */
+  failed(error: Error): void;
+}
+
+/** What all workers of a device start with. */
+export type QueueData = Omit<QueueWorkerData, 'queueId' | 'ranges' | 'wakeFds' | 'counters'>;
+
+export interface QueuesOptions {
   /** Starts the names of the threads. */
   readonly name: string;
-  readonly onLost: (replica: number, reason: string) => void;
-  readonly onLinks: (replica: number) => void;
-  /** A worker ended with an error: its requests are with nobody. */
-  readonly onFailure: (error: Error) => void;
+  readonly data: QueueData;
+  readonly events: QueueEvents;
 }
 
 interface QueueLink {
@@ -37,21 +52,22 @@ export class Queues {
   readonly fetched: Promise<void>;
   /** Every worker is gone. */
   readonly ended: Promise<void>;
-  readonly #options: QueuesOptions;
+  readonly #events: QueueEvents;
   readonly #workers: readonly RingWorker[];
   /** By queue, by replica. */
   readonly #links: readonly (readonly QueueLink[])[];
 
   constructor(options: QueuesOptions) {
-    this.#options = options;
-    const { queueCount, queueDepth, replicas } = options;
+    const { events } = options;
+    this.#events = events;
+    const { queueCount, queueDepth } = options.data;
     const each = <T>(make: (queueId: number) => T): T[] =>
       Array.from({ length: queueCount }, (_, id) => make(id));
     this.memories = each(createCounters);
-    this.#links = each(() => replicas.map(() => ({ seen: false, up: false, reason: '' })));
+    this.#links = each(() => Array.from({ length: REPLICAS_COUNT_MAX }, untried));
     const fetched = each(() => Promise.withResolvers<void>());
     const wakeFds = each(() => native.eventfd());
-    const shared = { ...dataOf(options), writeRanges: createWriteRanges(queueCount, queueDepth), wakeFds };
+    const shared = { ...options.data, ranges: createRanges(queueCount, queueDepth), wakeFds };
     this.#workers = each((queueId) => {
       const data: QueueWorkerData = { ...shared, queueId, counters: this.memories[queueId]! };
       return new RingWorker({
@@ -62,7 +78,7 @@ export class Queues {
         onMessage: (message) => this.#hear(queueId, message as FromWorker, fetched[queueId]!.resolve),
         onExit: (error) => {
           fetched[queueId]!.reject(error ?? new Error('the queue worker ended'));
-          if (error !== null) options.onFailure(error);
+          if (error !== null) events.failed(error);
         },
       });
     });
@@ -76,6 +92,19 @@ export class Queues {
 
   post(message: ToWorker): void {
     for (const worker of this.#workers) worker.post(message);
+  }
+
+  postTo(queueId: number, message: ToWorker): void {
+    this.#workers[queueId]!.post(message);
+  }
+
+  get count(): number {
+    return this.#workers.length;
+  }
+
+  /** Another replica has this slot now. */
+  forgetLink(replica: number): void {
+    for (const byReplica of this.#links) Object.assign(byReplica[replica]!, untried());
   }
 
   link(replica: number): LinkStatus {
@@ -105,26 +134,29 @@ export class Queues {
         fetched();
         break;
       case 'link': {
-        const { replica, up, reason } = message;
+        const { replica, up, reason, refusal } = message;
         Object.assign(this.#links[queueId]![replica]!, { seen: true, up, reason });
-        this.#options.onLinks(replica);
+        this.#events.linked(replica);
+        if (refusal !== null) this.#events.refused(replica, refusal, reason);
         break;
       }
       case 'lost':
-        this.#options.onLost(message.replica, message.reason);
+        this.#events.lost(message.replica, message.reason);
+        break;
+      case 'settled':
+        this.#events.settled(queueId, message.epoch);
+        break;
+      case 'fence':
+        this.#events.fencePassed(queueId, message.number);
+        break;
+      case 'held':
+        this.#events.held(queueId, message.number);
         break;
       default:
     }
   }
 }
 
-/** Without what does not belong to the workers: functions cannot be sent to them. */
-function dataOf({
-  name,
-  onLost,
-  onLinks,
-  onFailure,
-  ...data
-}: QueuesOptions): Omit<QueueWorkerData, 'queueId' | 'writeRanges' | 'wakeFds' | 'counters'> {
-  return data;
+function untried(): QueueLink {
+  return { seen: false, up: false, reason: '' };
 }

@@ -22,9 +22,9 @@ import {
 } from '@blockwire/native/sockets.ts';
 import { IoringOp, MSG_NOSIGNAL, MSG_WAITALL } from '@blockwire/native/uapi/io-uring.ts';
 import { ClientHandshake, type ClientHandshakeResult } from '@blockwire/proto/nbd/client-handshake.ts';
-import { NBD_SIMPLE_REPLY_MAGIC } from '@blockwire/proto/nbd/constants.ts';
+import { NBD_REP_ERR_POLICY, NBD_SIMPLE_REPLY_MAGIC } from '@blockwire/proto/nbd/constants.ts';
 import { replyCookieHigh, replyCookieLow, replyMagic, simpleReplyError } from '@blockwire/proto/nbd/reply.ts';
-import type { RequestTable } from './request.ts';
+import { MARK_ROWS, type RequestTable } from './request.ts';
 import {
   CHAIN_REQUESTS_MAX,
   describeTransfer,
@@ -34,6 +34,10 @@ import {
 } from './transmit.ts';
 
 const HANDSHAKE_BYTES = 64 * 1024;
+/** The longest that one tick counts: a thread that was kept from running has heard nothing, whoever spoke. */
+const TICK_MS_MAX = 200;
+/** A peer that answers other things may take so long for a request. */
+const REQUEST_MS_MAX = 30_000;
 
 const Op = {
   CONNECT: 0,
@@ -50,8 +54,13 @@ export type ConnectionState = 'down' | 'connecting' | 'handshake' | 'up' | 'drai
 
 export interface ConnectionOwner {
   connectionUp(connection: Connection): void;
-  /** The connection broke; its operations are being ended. */
-  connectionFailed(connection: Connection, reason: string): void;
+  /** Nothing has moved for half of the timeout; said at each tick. */
+  connectionSilent(connection: Connection): void;
+  /**
+   * The connection broke; its operations are being ended.
+   * @param refusal the BW_ code by which a node did not let it in, or null
+   */
+  connectionFailed(connection: Connection, reason: string, refusal: string | null): void;
   /** Nothing is in flight any more. */
   connectionDown(connection: Connection): void;
   answered(tag: number, error: number): void;
@@ -61,8 +70,6 @@ export interface ConnectionOptions extends TransmitOptions {
   /** The sending half: one for each connection. */
   readonly makeTransmit: (options: TransmitOptions) => Transmit;
   readonly owner: ConnectionOwner;
-  readonly endpoint: Endpoint;
-  readonly exportName: string;
   /** Without progress for so long, a connection with requests in flight is given up. */
   readonly timeoutMs: number;
 }
@@ -77,14 +84,13 @@ export abstract class Connection implements CompletionHandler {
   protected operationsInFlight = 0;
   readonly #options: ConnectionOptions;
   readonly #transmit: Transmit;
-  readonly #family: number;
   readonly #sockaddr: Region;
-  readonly #sockaddrBytes: number;
-  /** Tags to be sent, a circular queue; capacity is a power of two ≥ depth. */
+  #exportName = '';
+  /** Rows to be sent, a circular queue; capacity is a power of two ≥ the rows there are. */
   readonly #queue: Uint16Array;
   #queueHead = 0;
   #queueTail = 0;
-  /** Per tag: submitted here and not answered. */
+  /** Per row: submitted here and not answered. */
   readonly #outstanding: Uint8Array;
   #outstandingCount = 0;
   #state: ConnectionState = 'down';
@@ -95,25 +101,27 @@ export abstract class Connection implements CompletionHandler {
   #result: ClientHandshakeResult | null = null;
   /** Tells connections of one object apart on the wire: a late reply never matches. */
   #incarnation = 0;
+  /** Completions, answers to requests: counted, and how many there were at the last tick. */
   #progress = 0;
   #progressSeen = 0;
-  #progressMs = 0;
+  #answers = 0;
+  #answersSeen = 0;
+  #tickMs = 0;
+  /** For how long nothing has moved, and no request was answered. */
+  #silentMs = 0;
+  #waitingMs = 0;
 
   /** @param receiveBytes room for replies */
   constructor(options: ConnectionOptions, receiveBytes: number) {
     this.#options = options;
     this.ring = options.ring;
     this.requests = options.requests;
-    const { depth } = options.requests;
-    this.#queue = new Uint16Array(2 ** Math.ceil(Math.log2(depth)));
-    this.#outstanding = new Uint8Array(depth);
+    const rows = options.requests.depth + MARK_ROWS;
+    this.#queue = new Uint16Array(2 ** Math.ceil(Math.log2(rows)));
+    this.#outstanding = new Uint8Array(rows);
     this.#transmit = options.makeTransmit(options);
     this.receiveRegion = allocateRegion(Math.max(receiveBytes, HANDSHAKE_BYTES));
-    const { family, bytes } = encodeSockaddr(options.endpoint);
-    this.#family = family;
     this.#sockaddr = allocateRegion(4096);
-    this.#sockaddr.bytes.set(bytes);
-    this.#sockaddrBytes = bytes.length;
     this.id = this.ring.addHandler(this);
   }
 
@@ -131,30 +139,29 @@ export abstract class Connection implements CompletionHandler {
   }
 
   /** Begins a connection; state must be `down`. */
-  connect(nowMs: number): void {
+  connect(endpoint: Endpoint, exportName: string, nowMs: number): void {
+    const { family, bytes } = encodeSockaddr(endpoint);
+    this.#sockaddr.bytes.set(bytes);
+    this.#exportName = exportName;
     this.#state = 'connecting';
     this.#incarnation = (this.#incarnation + 1) >>> 0;
-    this.#progressMs = nowMs;
-    this.fd = openTcp(this.#family);
+    this.#tickMs = nowMs;
+    this.#silentMs = 0;
+    this.#waitingMs = 0;
+    this.fd = openTcp(family);
     tuneDataSocket(this.fd, this.#options.timeoutMs);
     // From the start: a killed process must not leave unsent data behind that holds request pages.
     resetOnClose(this.fd);
     this.operationsInFlight++;
     const { address } = this.#sockaddr;
     // io_uring takes the address's length in `off` (io_uring/net.c, io_connect_prep).
-    this.ring.prepare(
-      IoringOp.CONNECT,
-      0,
-      0,
-      this.fd,
-      this.#sockaddrBytes,
-      address,
-      0,
-      0,
-      this.id,
-      Op.CONNECT,
-      0,
-    );
+    this.ring.prepare(IoringOp.CONNECT, 0, 0, this.fd, bytes.length, address, 0, 0, this.id, Op.CONNECT, 0);
+  }
+
+  /** Queues MARK or CHECKPOINT; only on a connection that is up. */
+  submitMark(row: number): void {
+    if (this.#outstanding[row] === 1) this.fail('several marks without an answer');
+    else this.submit(row);
   }
 
   /** Queues the request of a tag, unless it is outstanding here. */
@@ -167,26 +174,36 @@ export abstract class Connection implements CompletionHandler {
   }
 
   /** Breaks the connection: resets the socket and waits for its operations to end. */
-  fail(reason: string): void {
+  fail(reason: string, refusal: string | null = null): void {
     if (this.#state === 'down' || this.#state === 'draining') return;
     this.#state = 'draining';
     native.shutdown(this.fd);
     // A socket that is still connecting does not end by shutdown everywhere.
     this.operationsInFlight++;
     this.ring.cancelAll(this.fd, this.id, Op.CANCEL, 0);
-    this.#options.owner.connectionFailed(this, reason);
+    this.#options.owner.connectionFailed(this, reason, refusal);
   }
 
-  /** Looks for a peer that went silent. @param nowMs monotonic */
+  /**
+   * Looks for a peer that went silent; half way there it is asked for a sign of life, so that a slow disk is not taken for
+   * a dead node. @param nowMs monotonic
+   */
   tick(nowMs: number): void {
+    const elapsedMs = Math.min(nowMs - this.#tickMs, TICK_MS_MAX);
+    this.#tickMs = nowMs;
     if (this.#state === 'down' || this.#state === 'draining') return;
     const idle = this.#state === 'up' && this.#outstandingCount === 0;
-    if (idle || this.#progress !== this.#progressSeen) {
-      this.#progressSeen = this.#progress;
-      this.#progressMs = nowMs;
-    } else if (nowMs - this.#progressMs > this.#options.timeoutMs) {
-      this.fail(`no answer for ${this.#options.timeoutMs} ms`);
-    }
+    const hasMoved = this.#progress !== this.#progressSeen;
+    const hasAnswered = this.#answers !== this.#answersSeen;
+    this.#progressSeen = this.#progress;
+    this.#answersSeen = this.#answers;
+    this.#silentMs = idle || hasMoved ? 0 : this.#silentMs + elapsedMs;
+    this.#waitingMs = idle || hasAnswered ? 0 : this.#waitingMs + elapsedMs;
+    const { timeoutMs, owner } = this.#options;
+    const waitingMsMax = Math.max(timeoutMs, REQUEST_MS_MAX);
+    if (this.#silentMs > timeoutMs) this.fail(`no answer for ${timeoutMs} ms`);
+    else if (this.#waitingMs > waitingMsMax) this.fail(`a request without an answer for ${waitingMsMax} ms`);
+    else if (this.#silentMs > timeoutMs / 2 && this.#state === 'up') owner.connectionSilent(this);
   }
 
   /** Receives again and sends what is queued. Called once a batch, after the copies of the batch are done. */
@@ -279,6 +296,9 @@ export abstract class Connection implements CompletionHandler {
   protected answer(tag: number, error: number): void {
     this.#outstanding[tag] = 0;
     this.#outstandingCount--;
+    // Nobody waits for the answer to a mark: it only shows that the replica is there.
+    if (tag >= this.requests.depth) return;
+    this.#answers++;
     this.#options.owner.answered(tag, error);
   }
 
@@ -289,7 +309,7 @@ export abstract class Connection implements CompletionHandler {
   #startHandshake(): void {
     this.#state = 'handshake';
     this.#progress++;
-    this.#handshake = new ClientHandshake({ exportName: this.#options.exportName, structuredReplies: false });
+    this.#handshake = new ClientHandshake({ exportName: this.#exportName, structuredReplies: false });
     this.#handshakeBytes = 0;
     this.#receiveHandshake();
   }
@@ -311,7 +331,8 @@ export abstract class Connection implements CompletionHandler {
     bytes.copyWithin(0, consumed, this.#handshakeBytes);
     this.#handshakeBytes -= consumed;
     if (handshake.state === 'failed') {
-      this.fail(handshake.failure?.message ?? 'the handshake failed');
+      const { reply = null, message = 'the handshake failed' } = handshake.failure ?? {};
+      this.fail(message, reply === NBD_REP_ERR_POLICY ? (/\bBW_[A-Z_]+\b/.exec(message)?.[0] ?? null) : null);
     } else if (handshake.state === 'ready') {
       this.#handshake = null;
       this.#result = handshake.result;

@@ -13,6 +13,8 @@ export const COUNTERS = [
   'readBytes',
   'writeBytes',
   'errors',
+  /** Reads that a replica answered with an error; another one was asked then. */
+  'readErrors',
   /** Reads moved to another replica. */
   'failovers',
   /** Requests sent to the same replica again, after it was away. */

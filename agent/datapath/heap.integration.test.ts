@@ -14,12 +14,13 @@ import { Ring } from '@blockwire/native/ring.ts';
 import { listenTcp } from '@blockwire/native/sockets.ts';
 import { createCounters, openCounters, openLatency } from './counters.ts';
 import { LatencyRecorder, replicaLatency } from './latency.ts';
+import { MarkRows } from './mark-rows.ts';
 import { Mirror, type MirrorHost } from './mirror.ts';
 import { Payload } from './payload.ts';
+import { createRanges, SharedRanges } from './ranges.ts';
 import { NbdReplicaLink } from './replica-link.ts';
 import { Operation, RequestTable } from './request.ts';
 import { ChainTransmitter } from './transmit.ts';
-import { createWriteRanges, WriteRanges } from './write-ranges.ts';
 
 const REQUESTS = Number(process.env.BLOCKWIRE_HEAP_REQUESTS ?? 200_000);
 const WARM_UP = 50_000;
@@ -64,8 +65,9 @@ class Load implements MirrorHost {
       counters: openCounters(createCounters()),
       makeTransmit: (options) => new ChainTransmitter(options),
       replica: 0,
-      endpoint: { address: '127.0.0.1', port },
-      exportName: '',
+      name: 'heap/att/0',
+      attemptsBefore: 0,
+      marks: new MarkRows(this.requests),
       sizeBytes: SIZE_BYTES,
       timeoutMs: 10_000,
       latency: new LatencyRecorder({
@@ -76,8 +78,8 @@ class Load implements MirrorHost {
       }),
       onChange: () => {},
     });
-    const ranges = new WriteRanges({
-      shared: createWriteRanges(2, DEPTH),
+    const ranges = new SharedRanges({
+      shared: createRanges(2, DEPTH),
       queueId: 0,
       queueCount: 2,
       queueDepth: DEPTH,
@@ -90,6 +92,8 @@ class Load implements MirrorHost {
       inSync: 1,
       ranges,
     });
+    const target = { nodeId: 'node', address: '127.0.0.1', port, exportName: '', isNode: false, epoch: 1 };
+    this.link.aim(target);
     this.link.start(this.mirror, performance.now());
   }
 

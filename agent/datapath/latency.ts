@@ -75,6 +75,11 @@ export class LatencyRecorder {
     this.#begunUs = new Float64Array(options.requests.depth);
   }
 
+  /** Forgets what was recorded: it is another replica's from now on. */
+  reset(): void {
+    this.#numbers.fill(0, this.#base, this.#base + SOURCE_NUMBERS);
+  }
+
   /** The request in row `tag` begins now: when the batch arrived that is being handled. */
   begin(tag: number): void {
     this.#begunUs[tag] = this.#clock[0]!;

@@ -25,6 +25,8 @@ export interface ReplicaTarget {
   readonly address: string;
   readonly port: number;
   readonly exportName: string;
+  /** One of our nodes: it is told the session, MARK and CHECKPOINT. Other NBD servers are not. */
+  readonly isNode: boolean;
 }
 
 /** A worker's start data. */
@@ -33,8 +35,8 @@ export interface QueueWorkerData {
   readonly charFd: number;
   readonly queueId: number;
   readonly queueCount: number;
-  /** Writes in flight of all queues (`createWriteRanges`), the same memory for each worker. */
-  readonly writeRanges: SharedArrayBuffer;
+  /** Writes in flight of all queues (`createRanges`), the same memory for each worker. */
+  readonly ranges: SharedArrayBuffer;
   /**
    * By queue: the eventfd that its RingWorker was made with, so that a queue can wake another one whose write waited for
    * one of its own. Made and closed by the main thread, the latter after the last worker's end.
@@ -45,15 +47,38 @@ export interface QueueWorkerData {
   readonly sizeBytes: number;
   readonly datapath: Datapath;
   readonly ladder: DatapathLadder;
-  readonly replicas: readonly ReplicaTarget[];
-  /** A bit for each index of `replicas`. */
-  readonly inSync: number;
+  readonly membership: MembershipOrder;
+  /** Names the device at its nodes: agent and attachment. */
+  readonly deviceName: string;
+  /** Of the device's writer; it does not change while a worker lives. */
+  readonly generation: number;
   readonly replicaTimeoutMs: number;
   readonly counters: SharedArrayBuffer;
 }
 
+/** What a queue goes by from now on; masks have a bit for each slot (members.ts). */
+export interface MembershipOrder {
+  readonly type: 'membership';
+  readonly epoch: number;
+  readonly inSync: number;
+  readonly rebuilding: number;
+  readonly rejoined: number;
+  /** Replicas on this host. */
+  readonly local: number;
+  /** What was acknowledged and not flushed may be gone. */
+  readonly hasLoss: boolean;
+  /** By slot: where its replica is, or was before it left. */
+  readonly targets: readonly ReplicaTarget[];
+}
+
 export type ToWorker =
-  | { readonly type: 'membership'; readonly inSync: number }
+  | MembershipOrder
+  /** Send MARK and begin its fence; answered by a 'fence'. */
+  | { readonly type: 'mark'; readonly number: number; readonly epoch: number }
+  | { readonly type: 'checkpoint'; readonly number: number; readonly epoch: number }
+  /** Hold writes back, answered by a 'held' when none is in flight; or let them go. */
+  | { readonly type: 'hold'; readonly number: number }
+  | { readonly type: 'unhold' }
   /** Fail every request from now on. */
   | { readonly type: 'fail' }
   /** While `on`, requests that no connected in-sync replica can serve fail instead of waiting. */
@@ -66,7 +91,18 @@ export type ToWorker =
 export type FromWorker =
   /** All tags are with the kernel: the device may be started. */
   | { readonly type: 'fetched' }
-  | { readonly type: 'link'; readonly replica: number; readonly up: boolean; readonly reason: string }
+  | {
+      readonly type: 'link';
+      readonly replica: number;
+      readonly up: boolean;
+      readonly reason: string;
+      /** The BW_ code by which the node did not let it in. */
+      readonly refusal: string | null;
+    }
+  /** Every replica being rebuilt has joined, and what began before is done. */
+  | { readonly type: 'settled'; readonly epoch: number }
+  | { readonly type: 'fence'; readonly number: number }
+  | { readonly type: 'held'; readonly number: number }
   | { readonly type: 'lost'; readonly replica: number; readonly reason: string }
   /** The worker's heap after a full collection where that can be had, and its requests so far. */
   | { readonly type: 'heap'; readonly usedBytes: number; readonly requests: number };

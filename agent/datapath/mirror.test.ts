@@ -358,7 +358,7 @@ test('a replica being rebuilt gets writes from its joining on, no reads, and is 
   bench.down(1);
   bench.start(0, Operation.WRITE);
   bench.mirror.membership(0b01, 0b10);
-  assert.equal(bench.mirror.joiningMask, 0b10);
+  assert.equal(bench.mirror.isSettled, false);
   bench.start(1, Operation.WRITE, 4096);
   assert.deepEqual(bench.links[1]!.submitted, [], 'its link is not up');
   bench.mirror.linkUp(1);
@@ -367,9 +367,11 @@ test('a replica being rebuilt gets writes from its joining on, no reads, and is 
   bench.start(3, Operation.READ, 12288);
   assert.deepEqual(bench.links[1]!.submitted, [2]);
   assert.deepEqual(bench.passed, [], 'two writes began before it joined');
+  assert.equal(bench.mirror.isSettled, false);
   bench.answer(0, 0);
   bench.answer(0, 1);
   assert.deepEqual(bench.passed, ['join']);
+  assert.equal(bench.mirror.isSettled, true);
   bench.answer(0, 2);
   assert.deepEqual(
     bench.completed.map(([tag]) => tag),
@@ -393,7 +395,8 @@ test('a replica that was in sync and is being rebuilt leaves before it joins', (
   assert.deepEqual(bench.completed, [[0, 4096]]);
   assert.deepEqual(bench.lost, [], 'a link that closes because its replica left is no loss');
   bench.mirror.linkUp(1);
-  assert.equal(bench.mirror.joiningMask, 0);
+  assert.deepEqual(bench.passed, ['join']);
+  assert.equal(bench.mirror.isSettled, true);
 });
 
 test('a replica being rebuilt is lost like any other, even beside the last one in sync', () => {
@@ -478,4 +481,89 @@ test('after a loss what is open is sent again, and flushes fail until one has sa
     [1, -5],
     [3, 0],
   ]);
+});
+
+test('while writes are held none begins, reads go on also where one waits, and the order stays', () => {
+  const bench = new Bench(1);
+  bench.start(0, Operation.WRITE);
+  bench.start(1, Operation.WRITE, 2048);
+  bench.mirror.holdWrites();
+  bench.start(2, Operation.WRITE, 1 << 20);
+  bench.start(3, Operation.READ, 1 << 20);
+  bench.start(4, Operation.FLUSH, 0, 0);
+  assert.deepEqual(bench.links[0]!.submitted, [0, 3]);
+  assert.deepEqual(bench.passed, []);
+  bench.answer(0, 0);
+  assert.deepEqual(bench.passed, ['hold']);
+  bench.answer(0, 3);
+  assert.deepEqual(bench.links[0]!.submitted, [0, 3]);
+  bench.mirror.releaseWrites();
+  assert.deepEqual(bench.links[0]!.submitted, [0, 3, 1, 2, 4]);
+});
+
+test('held writes fail with everything else', () => {
+  const bench = new Bench(1);
+  bench.mirror.holdWrites();
+  assert.deepEqual(bench.passed, ['hold']);
+  bench.start(0, Operation.WRITE);
+  bench.mirror.failEverything();
+  assert.deepEqual(bench.completed, [[0, -5]]);
+});
+
+test('a member that left and joined again leaves first, its link with it', () => {
+  const bench = new Bench(2);
+  bench.start(0, Operation.WRITE);
+  bench.answer(0, 0);
+  bench.mirror.membership(0b01, 0b10);
+  bench.down(1);
+  bench.mirror.linkUp(1);
+  bench.links[1]!.closed = false;
+  bench.start(1, Operation.WRITE, 4096);
+  bench.answer(0, 1);
+  bench.mirror.membership(0b01, 0b10, 0b10);
+  assert.ok(bench.links[1]!.closed);
+  assert.equal(bench.mirror.writtenMask, 0b01);
+  bench.down(1);
+  assert.deepEqual(bench.lost, []);
+  assert.deepEqual(
+    bench.completed.map(([tag]) => tag),
+    [0, 1],
+  );
+  assert.equal(bench.mirror.isSettled, false);
+  bench.mirror.linkUp(1);
+  assert.equal(bench.mirror.isSettled, true);
+});
+
+test('a replica that leaves before its link is up is closed, and the barrier waits for it no more', () => {
+  const bench = new Bench(2);
+  bench.mirror.membership(0b01);
+  bench.down(1);
+  bench.links[1]!.closed = false;
+  bench.start(0, Operation.WRITE);
+  bench.mirror.membership(0b01, 0b10);
+  assert.equal(bench.mirror.isSettled, false);
+  bench.mirror.membership(0b01);
+  assert.ok(bench.links[1]!.closed);
+  assert.equal(bench.mirror.isSettled, true);
+});
+
+test('a local replica is asked first until it has a few requests more in flight', () => {
+  const bench = new Bench(2);
+  bench.mirror.localMask = 0b10;
+  for (let tag = 0; tag < 6; tag++) bench.start(tag, Operation.READ, tag * 4096);
+  assert.deepEqual(
+    bench.links.map(({ inFlightCount }) => inFlightCount),
+    [1, 5],
+  );
+  bench.down(1);
+  assert.equal(bench.links[0]!.inFlightCount, 6);
+});
+
+test('an error of one replica on a read is counted', () => {
+  const bench = new Bench(2);
+  bench.start(0, Operation.READ);
+  bench.answer(0, 0, 5);
+  bench.answer(1, 0);
+  assert.deepEqual(bench.completed, [[0, 4096]]);
+  assert.equal(bench.mirror.readErrorCount, 1);
 });

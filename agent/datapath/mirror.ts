@@ -12,13 +12,16 @@
  * - A tag is completed exactly once, and only while no link can still touch its buffer: a link reports `linkDown`
  *   after its last operation ended.
  */
+
+import type { SharedRanges } from './ranges.ts';
 import { Operation, type RequestTable } from './request.ts';
 import { WriteFence } from './write-fence.ts';
-import type { WriteRanges } from './write-ranges.ts';
 
 export const REPLICAS_COUNT_MAX = 8;
 const NO_REPLICA = 0xff;
 const EIO = 5;
+/** A local replica is asked until it has so many requests more in flight than another one. */
+const LOCAL_AHEAD_COUNT = 4;
 
 /** The way to one replica. */
 export interface ReplicaLink {
@@ -35,11 +38,12 @@ export interface MirrorHost {
   complete(tag: number, result: number): void;
   /** A replica stopped answering while others are in sync: ask for a membership without it. */
   reportLost(replica: number, reason: string): void;
-  /** Every write has ended that was in flight when the fence began: at `Mirror.fence`, or when a replica joined. */
+  /** Every write has ended that was in flight when the fence began. */
   fencePassed?(fence: Fence): void;
 }
 
-export type Fence = 'checkpoint' | 'join';
+/** Begun by `Mirror.fence`, by a replica that joined, by `Mirror.holdWrites`. */
+export type Fence = 'checkpoint' | 'join' | 'hold';
 
 const Phase = { FREE: 0, ACTIVE: 1, WAITING: 2 } as const;
 
@@ -48,7 +52,7 @@ export class Mirror {
   readonly #links: readonly ReplicaLink[];
   readonly #host: MirrorHost;
   /** The writes of the device's other queues; null if there are none. */
-  readonly #ranges: WriteRanges | null;
+  readonly #ranges: SharedRanges | null;
   /** Per tag: Phase. */
   readonly #phase: Uint8Array;
   /** Per tag of a write: replicas whose acknowledgement is missing, a bit each. */
@@ -59,10 +63,11 @@ export class Mirror {
   readonly #readFailed: Uint32Array;
   /** Per tag of a write: the error to complete with, 0 for none. */
   readonly #error: Int32Array;
-  /** Writes held back by an overlapping one, oldest first. */
+  /** Requests held back by an overlapping one, and writes while they are held, oldest first. */
   readonly #waiting: Uint16Array;
   readonly #checkpointFence: WriteFence;
   readonly #joinFence: WriteFence;
+  readonly #holdFence: WriteFence;
   #waitingCount = 0;
   #activeCount = 0;
   #inSync: number;
@@ -82,21 +87,27 @@ export class Mirror {
   #lost = 0;
   #failing = false;
   #failingUnserved = false;
+  /** No write begins. */
+  #isHolding = false;
   /** `#releaseWaiting` is under way, and has to look again: a write that it started ended at once. */
   #releasing = false;
   #releaseAgain = false;
+  /** Replicas on this host, a bit each: asked first. */
+  #local = 0;
+  /** Reads answered with an error by a replica. */
+  readErrorCount = 0;
   /** Reads moved to another replica, writes sent to the same one again, and writes that waited for an overlapping one. */
   failoverCount = 0;
   retryCount = 0;
   overlapCount = 0;
 
-  /** @param inSync the in-sync replicas, a bit for each index of `links` */
+  /** @param links may grow before a membership names what is new. @param inSync a bit for each index of `links` */
   constructor(options: {
     requests: RequestTable;
     links: readonly ReplicaLink[];
     host: MirrorHost;
     inSync: number;
-    ranges?: WriteRanges | null;
+    ranges?: SharedRanges | null;
   }) {
     this.#requests = options.requests;
     this.#links = options.links;
@@ -112,6 +123,7 @@ export class Mirror {
     this.#waiting = new Uint16Array(depth);
     this.#checkpointFence = new WriteFence(depth);
     this.#joinFence = new WriteFence(depth);
+    this.#holdFence = new WriteFence(depth);
   }
 
   /** Requests that were started and not completed. */
@@ -129,9 +141,19 @@ export class Mirror {
     return this.#inSync | this.#joined;
   }
 
-  /** Replicas being rebuilt that have not joined yet, a bit each. */
-  get joiningMask(): number {
-    return this.#joining;
+  /** `failEverything` was called: there is no way back. */
+  get isFailing(): boolean {
+    return this.#failing;
+  }
+
+  /** The replicas on this host, a bit each. */
+  set localMask(mask: number) {
+    this.#local = mask;
+  }
+
+  /** Every replica being rebuilt has joined, and every write has ended that was in flight when the last one did. */
+  get isSettled(): boolean {
+    return this.#joining === 0 && this.#joinFence.isPassed;
   }
 
   /** Takes on the request in row `tag`. */
@@ -142,22 +164,20 @@ export class Mirror {
     if (this.#failing) {
       this.#finish(tag, -EIO);
     } else if (isRead) {
-      if (this.#writeCount > 0 && this.#overlapsEarlier(tag, this.#waitingCount)) {
-        this.#phase[tag] = Phase.WAITING;
-        this.#waiting[this.#waitingCount++] = tag;
-      } else {
-        this.#startRead(tag);
-      }
+      const waits = this.#writeCount > 0 && this.#overlapsEarlier(tag, this.#waitingCount);
+      if (waits || !this.#claimed(tag)) this.#wait(tag);
+      else this.#startRead(tag);
+    } else if (this.#isHolding) {
+      this.#wait(tag);
     } else if (this.#overlapsEarlier(tag, this.#waitingCount) || !this.#claimed(tag)) {
       this.overlapCount++;
-      this.#phase[tag] = Phase.WAITING;
-      this.#waiting[this.#waitingCount++] = tag;
+      this.#wait(tag);
     } else {
       this.#write(tag);
     }
   }
 
-  /** Another queue's write ended for which one of this queue may have waited. */
+  /** Another queue's request ended for which one of this queue may have waited. */
   retryWaiting(): void {
     if (this.#waitingCount > 0) this.#releaseWaiting();
   }
@@ -195,18 +215,27 @@ export class Mirror {
 
   /**
    * The control plane's word on who is in sync and who is being rebuilt, a bit each. One that was in sync and is being
-   * rebuilt now leaves, and joins when its link has been down and is up again.
+   * rebuilt now leaves, and joins when its link has been down and is up again. So do those in `rejoined`: they left and
+   * became members again since the last membership, or another replica has their place.
    */
-  membership(inSync: number, rebuilding = 0): void {
-    const before = this.writtenMask;
+  membership(inSync: number, rebuilding = 0, rejoined = 0): void {
+    if (this.#failing) return;
+    const members = this.writtenMask | this.#joining;
+    if ((rejoined & members) !== 0) this.#goBy(inSync & ~rejoined, rebuilding & ~rejoined);
+    this.#goBy(inSync, rebuilding);
+  }
+
+  #goBy(inSync: number, rebuilding: number): void {
+    const before = this.writtenMask | this.#joining;
     const joined = rebuilding & this.#joined;
-    const left = before & ~(inSync | joined);
+    const left = before & ~(inSync | joined | (rebuilding & this.#joining));
     // Everything reported is answered by this: those that are still members are waited for, or reported again.
     const kept = this.#lost & before & ~left;
     this.#inSync = inSync;
     this.#joined = joined;
     this.#joining = rebuilding & ~joined;
     this.#lost = 0;
+    if (rebuilding === 0) this.#joinFence.begin();
     for (let replica = 0; replica < this.#links.length; replica++) {
       const bit = 1 << replica;
       if ((left & bit) !== 0) {
@@ -227,6 +256,22 @@ export class Mirror {
    */
   fence(): void {
     if (!this.#isTainted) this.#beginFence(this.#checkpointFence, 'checkpoint');
+  }
+
+  /** From now on no write begins; `fencePassed` follows when none is in flight. Reads go on. */
+  holdWrites(): void {
+    this.#isHolding = true;
+    // Reads of other queues do not wait for what is held.
+    for (let i = 0; i < this.#waitingCount; i++) {
+      const tag = this.#waiting[i]!;
+      if (this.#requests.operation[tag] !== Operation.READ) this.#ranges?.release(tag);
+    }
+    this.#beginFence(this.#holdFence, 'hold');
+  }
+
+  releaseWrites(): void {
+    this.#isHolding = false;
+    this.retryWaiting();
   }
 
   /**
@@ -251,6 +296,8 @@ export class Mirror {
     this.#failing = true;
     for (let replica = 0; replica < this.#links.length; replica++) this.#links[replica]!.close();
     this.#inSync = 0;
+    this.#joined = 0;
+    this.#joining = 0;
     this.#failUntouched();
     // Those that wait for another queue's write.
     this.retryWaiting();
@@ -268,7 +315,8 @@ export class Mirror {
     const candidates = this.servingMask & ~this.#readFailed[tag]!;
     for (let replica = 0; replica < this.#links.length; replica++) {
       if ((candidates & (1 << replica)) === 0) continue;
-      const count = this.#links[replica]!.inFlightCount;
+      const ahead = (this.#local & (1 << replica)) !== 0 ? LOCAL_AHEAD_COUNT : 0;
+      const count = this.#links[replica]!.inFlightCount - ahead;
       if (count < bestCount) {
         best = replica;
         bestCount = count;
@@ -279,6 +327,11 @@ export class Mirror {
     else if (this.#failing || this.#failingUnserved) this.#finish(tag, -EIO);
     // All that are in sync have failed this read: there is nobody left to wait for.
     else if ((this.#inSync & ~this.#readFailed[tag]!) === 0) this.#finish(tag, -EIO);
+  }
+
+  #wait(tag: number): void {
+    this.#phase[tag] = Phase.WAITING;
+    this.#waiting[this.#waitingCount++] = tag;
   }
 
   #startRead(tag: number): void {
@@ -308,6 +361,7 @@ export class Mirror {
       return;
     }
     this.#readFailed[tag] = this.#readFailed[tag]! | (1 << replica);
+    this.readErrorCount++;
     this.failoverCount++;
     this.#read(tag);
   }
@@ -428,13 +482,15 @@ export class Mirror {
   #passFences(tag: number): void {
     if (this.#checkpointFence.ended(tag) && !this.#isTainted) this.#host.fencePassed?.('checkpoint');
     if (this.#joinFence.ended(tag)) this.#host.fencePassed?.('join');
+    if (this.#holdFence.ended(tag)) this.#host.fencePassed?.('hold');
   }
 
-  /** Whether no other queue has a write in flight where this one goes. A flush goes nowhere. */
+  /** Whether no other queue has something in flight that this request may not be in flight with. A flush goes nowhere. */
   #claimed(tag: number): boolean {
     const { operation, offsetBytes, lengthBytes } = this.#requests;
     if (this.#ranges === null || operation[tag] === Operation.FLUSH) return true;
-    return this.#ranges.claim(tag, offsetBytes[tag]!, lengthBytes[tag]!);
+    const isWrite = operation[tag] !== Operation.READ;
+    return this.#ranges.claim(tag, offsetBytes[tag]!, lengthBytes[tag]!, isWrite);
   }
 
   /** Whether a request may not be in flight with one that is, or with one of the first `waitingCount` that wait. */
@@ -443,6 +499,8 @@ export class Mirror {
     for (let other = 0; other < this.#phase.length; other++) {
       if (other !== tag && this.#phase[other] === Phase.ACTIVE && this.#overlap(tag, other)) return true;
     }
+    // Held writes may wait for long.
+    if (this.#isHolding && this.#requests.operation[tag] === Operation.READ) return false;
     for (let i = 0; i < waitingCount; i++) {
       if (this.#overlap(tag, this.#waiting[i]!)) return true;
     }
@@ -459,7 +517,7 @@ export class Mirror {
     );
   }
 
-  /** Starts the writes that nothing holds back any more; among overlapping ones, order stays arrival order. */
+  /** Starts what nothing holds back any more; among overlapping requests, order stays arrival order. */
   #releaseWaiting(): void {
     if (this.#releasing) {
       this.#releaseAgain = true;
@@ -472,11 +530,12 @@ export class Mirror {
       let kept = 0;
       for (let i = 0; i < count; i++) {
         const tag = this.#waiting[i]!;
+        const isRead = this.#requests.operation[tag] === Operation.READ;
         if (this.#overlapsEarlier(tag, kept)) this.#waiting[kept++] = tag;
         else if (this.#failing) this.#finish(tag, -EIO);
-        else if (this.#requests.operation[tag] === Operation.READ) this.#startRead(tag);
-        else if (this.#claimed(tag)) this.#write(tag);
-        else this.#waiting[kept++] = tag;
+        else if ((this.#isHolding && !isRead) || !this.#claimed(tag)) this.#waiting[kept++] = tag;
+        else if (isRead) this.#startRead(tag);
+        else this.#write(tag);
       }
       this.#waitingCount = kept;
     } while (this.#releaseAgain);

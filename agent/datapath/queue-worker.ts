@@ -1,4 +1,7 @@
-/** The thread of one ublk queue: kernel → UblkQueue → Mirror → replica links → Mirror → UblkQueue → kernel. */
+/**
+ * The thread of one ublk queue: kernel → UblkQueue → Mirror → replica links → Mirror → UblkQueue → kernel; and the main
+ * thread's orders (queue-orders.ts).
+ */
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { allocateRegion, PAGE_SIZE_BYTES } from '@blockwire/native/memory.ts';
@@ -6,20 +9,24 @@ import { native } from '@blockwire/native/native.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
 import { CounterIndex, openCounters, openLatency } from './counters.ts';
 import { DEVICE_LATENCY, LatencyRecorder, replicaLatency } from './latency.ts';
+import { MarkRows } from './mark-rows.ts';
 import type { FromWorker, QueueWorkerData, ToWorker } from './messages.ts';
-import { Mirror, type MirrorHost } from './mirror.ts';
+import { type Fence, Mirror, type MirrorHost } from './mirror.ts';
 import { Payload } from './payload.ts';
+import { QueueOrders } from './queue-orders.ts';
+import { SharedRanges } from './ranges.ts';
 import { NbdReplicaLink } from './replica-link.ts';
 import { RequestTable } from './request.ts';
 import { SpliceTransmitter } from './splice-transmit.ts';
 import { CHAIN_REQUESTS_MAX, ChainTransmitter } from './transmit.ts';
 import { type QueueBuffers, type QueueHost, UblkQueue } from './ublk-queue.ts';
-import { WriteRanges } from './write-ranges.ts';
 
 // Room for a whole chain to each of several replicas before a submission is forced.
 const RING_ENTRIES = 8 * CHAIN_REQUESTS_MAX;
 /** Own memory of one queue; mode copy takes an I/O's largest size for each tag. */
 const OWN_BYTES_MAX = 1 << 30;
+/** Attempts to connect of one process and link; a new process has a higher generation. */
+const ATTEMPTS_MAX = 1_000_000;
 
 const { loop, data } = openWorkerLoop({ entries: RING_ENTRIES, clock: true });
 const setup = data as QueueWorkerData;
@@ -71,44 +78,52 @@ class Host implements MirrorHost, QueueHost {
     if (!ending) say({ type: 'lost', replica, reason });
   }
 
+  fencePassed(fence: Fence): void {
+    orders.fencePassed(fence);
+  }
+
   ended(): void {
     ending = true;
-    for (const link of links) link.close();
+    orders.end();
   }
 }
 
 const host = new Host();
-const links = setup.replicas.map(
-  (target, replica) =>
-    new NbdReplicaLink({
-      ring,
-      requests,
-      payload,
-      ladder,
-      counters,
-      makeTransmit: (options) =>
-        datapath === 'splice' ? new SpliceTransmitter(options) : new ChainTransmitter(options),
-      replica,
-      endpoint: { address: target.address, port: target.port },
-      exportName: target.exportName,
-      sizeBytes: setup.sizeBytes,
-      timeoutMs: setup.replicaTimeoutMs,
-      latency: latencyOf(replicaLatency(replica)),
-      onChange: (index, up, reason) => say({ type: 'link', replica: index, up, reason }),
-    }),
-);
-const { queueId, queueCount, writeRanges, wakeFds } = setup;
+const marks = new MarkRows(requests);
+/** By slot; more come when a membership names them. */
+const links: NbdReplicaLink[] = [];
+function makeLink(replica: number): NbdReplicaLink {
+  return new NbdReplicaLink({
+    ring,
+    requests,
+    payload,
+    ladder,
+    counters,
+    makeTransmit: (options) =>
+      datapath === 'splice' ? new SpliceTransmitter(options) : new ChainTransmitter(options),
+    replica,
+    name: `${setup.deviceName}/${setup.queueId}`,
+    attemptsBefore: setup.generation * ATTEMPTS_MAX,
+    marks,
+    sizeBytes: setup.sizeBytes,
+    timeoutMs: setup.replicaTimeoutMs,
+    latency: latencyOf(replicaLatency(replica)),
+    onChange: (index, up, reason, refusal) => say({ type: 'link', replica: index, up, reason, refusal }),
+  });
+}
+
+const { queueId, queueCount, wakeFds } = setup;
 const ranges =
   queueCount === 1
     ? null
-    : new WriteRanges({
-        shared: writeRanges,
+    : new SharedRanges({
+        shared: setup.ranges,
         queueId,
         queueCount,
         queueDepth: depth,
         wake: (target) => native.eventfdSignal(wakeFds[target]!),
       });
-const mirror = new Mirror({ requests, links, host, inSync: setup.inSync, ranges });
+const mirror = new Mirror({ requests, links, host, inSync: 0, ranges });
 const queue = new UblkQueue({
   ring,
   fd: setup.charFd,
@@ -128,21 +143,19 @@ function reportHeap(): void {
   say({ type: 'heap', usedBytes: process.memoryUsage().heapUsed, requests });
 }
 
+const orders = new QueueOrders({ mirror, links, makeLink, marks, say });
+
+orders.obey(setup.membership);
 queue.fetchAll();
 ring.submit();
 say({ type: 'fetched' });
-for (const [replica, link] of links.entries()) {
-  if ((setup.inSync & (1 << replica)) !== 0) link.start(mirror, performance.now());
-}
 
 loop.run({
   onMessage(message) {
     const order = message as ToWorker;
-    if (order.type === 'membership') mirror.membership(order.inSync);
-    else if (order.type === 'fail') mirror.failEverything();
-    else if (order.type === 'failUnserved') mirror.failUnserved(order.on);
-    else if (order.type === 'release') releasing = true;
-    else reportHeap();
+    if (order.type === 'release') releasing = true;
+    else if (order.type === 'heap') reportHeap();
+    else orders.obey(order);
   },
   onWake() {
     mirror.retryWaiting();
@@ -153,6 +166,7 @@ loop.run({
     counters[CounterIndex.enters] = ring.enterCount;
     counters[CounterIndex.sqes] = ring.submittedCount;
     counters[CounterIndex.failovers] = mirror.failoverCount;
+    counters[CounterIndex.readErrors] = mirror.readErrorCount;
     counters[CounterIndex.retries] = mirror.retryCount;
     counters[CounterIndex.overlaps] = mirror.overlapCount;
     // Tags that were in flight when the device was quiesced are fetched again by their commit and never come back.

@@ -119,7 +119,8 @@ export class DirectConnection extends Connection {
     const tag = this.replyTag(0);
     if (tag < 0) return;
     const error = this.replyError(0);
-    if (error !== 0) {
+    // The answer to a mark has no payload either.
+    if (error !== 0 || this.requests.operation[tag] !== Operation.READ) {
       this.answer(tag, error);
       this.#receiveHeader();
     } else if (this.#byRead && !this.#payload.isOwn(this.requests.lengthBytes[tag]!)) {

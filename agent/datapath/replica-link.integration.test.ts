@@ -2,134 +2,15 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
-import { createServer, type Server, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { after, before, test } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { allocateRegion } from '@blockwire/native/memory.ts';
 import { native } from '@blockwire/native/native.ts';
-import { Ring } from '@blockwire/native/ring.ts';
 import { listenTcp } from '@blockwire/native/sockets.ts';
-import { createCounters, openCounters, openLatency } from './counters.ts';
-import { LatencyRecorder, readLatency, replicaLatency } from './latency.ts';
+import { DEPTH, handshake, LADDER, LinkBench, SIZE, STRIDE, startLiar } from '../testing/link-bench.ts';
+import { readLatency, replicaLatency } from './latency.ts';
 import type { DatapathLadder } from './messages.ts';
-import { Mirror, type MirrorHost } from './mirror.ts';
-import { Payload } from './payload.ts';
-import { NbdReplicaLink } from './replica-link.ts';
-import { Operation, RequestTable } from './request.ts';
+import { Operation } from './request.ts';
 import { SpliceTransmitter } from './splice-transmit.ts';
-import { ChainTransmitter, type Transmit, type TransmitOptions } from './transmit.ts';
-
-const DEPTH = 32;
-const STRIDE = 64 * 1024;
-const SIZE = 16 * 1024 * 1024;
-/** Reads of 512 and 4096 bytes come in batches, those of 4608 and 65536 directly. */
-const LADDER: DatapathLadder = {
-  send: 'plain',
-  zeroCopyBytesMin: 0,
-  receive: 'recv',
-  buffers: 'auto',
-  smallBytesMax: 4096,
-};
-
-/** A ring, a mirror and its links, pumped by the test. */
-class Bench implements MirrorHost {
-  readonly ring = new Ring({ entries: 256, clock: true });
-  readonly latency = openLatency(createCounters());
-  readonly requests = new RequestTable(DEPTH);
-  readonly memory = allocateRegion(DEPTH * STRIDE);
-  readonly payload: Payload;
-  readonly results = new Map<number, number>();
-  readonly changes: { up: boolean; reason: string }[] = [];
-  readonly lost: string[] = [];
-  readonly links: NbdReplicaLink[];
-  readonly mirror: Mirror;
-
-  constructor(
-    ports: readonly number[],
-    timeoutMs = 2000,
-    ladder = LADDER,
-    ownBytesMax = STRIDE,
-    makeTransmit: (options: TransmitOptions) => Transmit = (options) => new ChainTransmitter(options),
-  ) {
-    this.payload = new Payload({
-      depth: DEPTH,
-      own: this.memory,
-      strideBytes: STRIDE,
-      ownBytesMax,
-      userCopy: null,
-    });
-    this.links = ports.map(
-      (port, replica) =>
-        new NbdReplicaLink({
-          ring: this.ring,
-          requests: this.requests,
-          payload: this.payload,
-          ladder,
-          counters: openCounters(createCounters()),
-          makeTransmit,
-          replica,
-          endpoint: { address: '127.0.0.1', port },
-          exportName: '',
-          sizeBytes: SIZE,
-          timeoutMs,
-          latency: new LatencyRecorder({
-            numbers: this.latency,
-            source: replicaLatency(replica),
-            clock: this.ring.clock,
-            requests: this.requests,
-          }),
-          onChange: (_replica, up, reason) => this.changes.push({ up, reason }),
-        }),
-    );
-    const inSync = (1 << ports.length) - 1;
-    this.mirror = new Mirror({ requests: this.requests, links: this.links, host: this, inSync });
-    for (const link of this.links) link.start(this.mirror, performance.now());
-  }
-
-  complete(tag: number, result: number): void {
-    assert.ok(!this.results.has(tag), `tag ${tag} completed twice`);
-    this.results.set(tag, result);
-  }
-
-  reportLost(_replica: number, reason: string): void {
-    this.lost.push(reason);
-  }
-
-  buffer(tag: number): Uint8Array {
-    return this.memory.bytes.subarray(tag * STRIDE, (tag + 1) * STRIDE);
-  }
-
-  start(tag: number, operation: number, offset: number, length: number): void {
-    this.requests.operation[tag] = operation;
-    this.requests.flags[tag] = 0;
-    this.requests.offsetBytes[tag] = offset;
-    this.requests.lengthBytes[tag] = length;
-    this.mirror.start(tag);
-  }
-
-  /** Runs the loop, letting the test's own servers breathe, until `done`. */
-  async pump(done: () => boolean, what: string): Promise<void> {
-    const deadlineMs = performance.now() + 20_000;
-    while (!done()) {
-      assert.ok(performance.now() < deadlineMs, `timed out: ${what}`);
-      for (const link of this.links) {
-        link.tick(performance.now());
-        link.flush();
-      }
-      this.ring.enter(1, 5);
-      this.ring.dispatch();
-      this.payload.run();
-      await sleep(0);
-    }
-  }
-
-  async close(): Promise<void> {
-    for (const link of this.links) link.close();
-    await this.pump(() => this.links.every((link) => link.idle), 'links end');
-    this.ring.close();
-    this.memory.release();
-  }
-}
 
 const servers: ChildProcess[] = [];
 
@@ -143,45 +24,6 @@ async function startNbdkit(): Promise<{ port: number; process: ChildProcess }> {
   return { port, process: child };
 }
 
-/** A server that says what `script` says to whoever connects. */
-async function startLiar(script: (socket: Socket) => void): Promise<{ port: number; server: Server }> {
-  const server = createServer((socket) => {
-    socket.on('error', () => {});
-    script(socket);
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const address = server.address();
-  assert.ok(typeof address === 'object' && address !== null);
-  return { port: address.port, server };
-}
-
-/** Serves the handshake like nbdkit would: fixed newstyle, GO, then hands the socket on. */
-function handshake(socket: Socket, transmission: (request: Buffer) => void): void {
-  socket.write(Buffer.concat([Buffer.from('NBDMAGICIHAVEOPT'), Buffer.from([0, 3])]));
-  let ready = false;
-  socket.on('data', (bytes: Buffer) => {
-    if (ready) {
-      transmission(bytes);
-      return;
-    }
-    // Client flags (4) and one NBD_OPT_GO, in one or two segments.
-    if (bytes.length <= 4) return;
-    const reply = (type: number, data: Buffer): Buffer => {
-      const header = Buffer.alloc(20);
-      header.writeBigUInt64BE(0x0003_e889_0455_65a9n);
-      header.writeUInt32BE(7, 8);
-      header.writeUInt32BE(type, 12);
-      header.writeUInt32BE(data.length, 16);
-      return Buffer.concat([header, data]);
-    };
-    const info = Buffer.alloc(12);
-    info.writeBigUInt64BE(BigInt(SIZE), 2);
-    info.writeUInt16BE(0b1101, 10); // HAS_FLAGS, SEND_FLUSH, SEND_FUA
-    ready = true;
-    socket.write(Buffer.concat([reply(3, info), reply(1, Buffer.alloc(0))]));
-  });
-}
-
 let primary: { port: number; process: ChildProcess };
 before(async () => {
   primary = await startNbdkit();
@@ -191,7 +33,7 @@ after(() => {
 });
 
 test('what was written is read back, at every size, many at once', async () => {
-  const bench = new Bench([primary.port]);
+  const bench = new LinkBench([primary.port]);
   const sizes = [512, 4096, 4608, 65536];
   for (let tag = 0; tag < DEPTH; tag++) {
     const size = sizes[tag % sizes.length]!;
@@ -227,7 +69,7 @@ test('what was written is read back, at every size, many at once', async () => {
 });
 
 test('flush, trim and write zeroes; an error of the server is the request’s error', async () => {
-  const bench = new Bench([primary.port]);
+  const bench = new LinkBench([primary.port]);
   bench.buffer(0).fill(0xee, 0, 4096);
   bench.start(0, Operation.WRITE, 0, 4096);
   await bench.pump(() => bench.results.has(0), 'write');
@@ -255,7 +97,7 @@ test('flush, trim and write zeroes; an error of the server is the request’s er
 
 test('a killed server is reported, its reads move on, its writes end with the verdict', async () => {
   const doomed = await startNbdkit();
-  const bench = new Bench([primary.port, doomed.port]);
+  const bench = new LinkBench([primary.port, doomed.port]);
   await bench.pump(() => bench.links.every((link) => link.up), 'both up');
   doomed.process.kill('SIGKILL');
   await new Promise((resolve) => doomed.process.once('exit', resolve));
@@ -275,7 +117,7 @@ test('a killed server is reported, its reads move on, its writes end with the ve
 test('the last replica is waited for and served again when it is back', async () => {
   const { fd, port } = listenTcp({ address: '127.0.0.1', port: 0 }, 1);
   native.close(fd);
-  const bench = new Bench([port]);
+  const bench = new LinkBench([port]);
   bench.buffer(0).fill(0x77, 0, 4096);
   bench.start(0, Operation.WRITE, 0, 4096);
   await bench.pump(() => bench.changes.some(({ up }) => !up), 'refused');
@@ -293,7 +135,7 @@ test('the last replica is waited for and served again when it is back', async ()
 test('a chain whose zero-copy send fails ends as a whole, and the link comes back', async () => {
   // Nothing is registered: sending pages fails in mid-chain, with parts before and behind.
   const ladder: DatapathLadder = { ...LADDER, send: 'zc', zeroCopyBytesMin: 0 };
-  const bench = new Bench([primary.port], 2000, ladder, 4096);
+  const bench = new LinkBench([primary.port], { ladder, ownBytesMax: 4096 });
   await bench.pump(() => bench.links[0]!.up, 'up');
   const ups = (): number => bench.changes.filter(({ up }) => up).length;
   for (let tag = 0; tag < 6; tag++) {
@@ -311,7 +153,10 @@ test('a chain whose zero-copy send fails ends as a whole, and the link comes bac
 
 test('writes and reads of own memory go by reference through a pipe', async () => {
   const ladder: DatapathLadder = { ...LADDER, smallBytesMax: 0 };
-  const bench = new Bench([primary.port], 2000, ladder, STRIDE, (options) => new SpliceTransmitter(options));
+  const bench = new LinkBench([primary.port], {
+    ladder,
+    makeTransmit: (options) => new SpliceTransmitter(options),
+  });
   for (let tag = 0; tag < DEPTH; tag++) {
     bench.buffer(tag).fill(0x80 + tag);
     bench.start(tag, Operation.WRITE, tag * STRIDE, tag % 3 === 0 ? 512 : STRIDE);
@@ -342,7 +187,11 @@ function allStopped(pid: number): boolean {
 test('a server that stops reading does not stop the others, and what is left goes when it reads again', async () => {
   const child = await startNbdkit();
   const ladder: DatapathLadder = { ...LADDER, smallBytesMax: 0 };
-  const bench = new Bench([child.port], 20_000, ladder, STRIDE, (options) => new SpliceTransmitter(options));
+  const bench = new LinkBench([child.port], {
+    timeoutMs: 20_000,
+    ladder,
+    makeTransmit: (options) => new SpliceTransmitter(options),
+  });
   await bench.pump(() => bench.links[0]!.up, 'up');
   child.process.kill('SIGSTOP');
   // A signal is delivered in its own time: until then the server's threads go on.
@@ -405,7 +254,7 @@ const lies: [name: string, script: (socket: Socket) => void, reason: RegExp][] =
 for (const [name, script, reason] of lies) {
   test(`a server that ${name} breaks its link, not the agent`, async () => {
     const { port, server } = await startLiar(script);
-    const bench = new Bench([port, primary.port], 300);
+    const bench = new LinkBench([port, primary.port], { timeoutMs: 300 });
     await bench.pump(() => bench.links[1]!.up, 'the good one is up');
     await bench.pump(() => bench.links[0]!.up || bench.changes.some(({ up }) => !up), 'the liar is met');
     // Least loaded first: the liar gets its share of the reads, and they are answered by the good one.

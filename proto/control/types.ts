@@ -66,3 +66,7 @@ export type {
 export type { ResizeDevice } from '../build/blockwire/control/v1/ResizeDevice.ts';
 export type { ResyncOrder, ResyncOrderInput } from '../build/blockwire/control/v1/ResyncOrder.ts';
 export type { Scrub, ScrubInput } from '../build/blockwire/control/v1/Scrub.ts';
+export type {
+  UpdateMembership,
+  UpdateMembershipInput,
+} from '../build/blockwire/control/v1/UpdateMembership.ts';

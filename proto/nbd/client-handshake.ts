@@ -189,10 +189,9 @@ export class ClientHandshake {
       writeOption(this.#output, NBD_OPT_EXPORT_NAME, new TextEncoder().encode(this.#options.exportName));
     } else if (type >= NBD_REP_FLAG_ERROR) {
       const said = decodeString(data) ?? '';
-      this.#fail(
-        type,
-        `the server refuses export '${this.#options.exportName}'${said === '' ? '' : `: ${said}`}`,
-      );
+      // Without its parameters: a capability is for nobody's log.
+      const [name] = this.#options.exportName.split('?');
+      this.#fail(type, `the server refuses export '${name}'${said === '' ? '' : `: ${said}`}`);
     } else if (type === NBD_REP_INFO) {
       this.#handleInfo(data);
     } else if (type === NBD_REP_ACK) {

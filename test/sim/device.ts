@@ -1,5 +1,6 @@
 /** One attached volume: the agent's own mirror and checkpointer over simulated links, and its talk with the control plane. */
 import { Checkpointer } from '@blockwire/agent/datapath/checkpointer.ts';
+import { MemberSlots } from '@blockwire/agent/datapath/members.ts';
 import { type Fence, Mirror, type MirrorHost } from '@blockwire/agent/datapath/mirror.ts';
 import { Operation, RequestTable } from '@blockwire/agent/datapath/request.ts';
 import type { AttachAction, Membership } from '@blockwire/control/domain/context.ts';
@@ -31,14 +32,14 @@ export class SimDevice implements MirrorHost, LinkHost {
   readonly requests = new RequestTable(DEPTH);
   readonly mirror: Mirror;
   readonly #agentId: string;
-  readonly #nodeIds: readonly string[];
-  readonly #links: readonly SimLink[];
+  readonly #slots = new MemberSlots();
+  /** By slot. */
+  readonly #links: SimLink[] = [];
   readonly #checkpointer: Checkpointer;
   readonly #ios: (Io | null)[] = new Array<Io | null>(DEPTH).fill(null);
   readonly #values: (readonly number[])[] = new Array<readonly number[]>(DEPTH).fill([]);
   #membership: Membership;
   #isEnded = false;
-  #hasJoinFence = false;
   /** Who waits until all replicas being rebuilt have joined, and earlier writes are done. */
   #joinWaiters: (() => void)[] = [];
   readonly #reporting = new Set<number>();
@@ -58,9 +59,8 @@ export class SimDevice implements MirrorHost, LinkHost {
     this.generation = membership.generation;
     this.name = `${agentId}/${action.attachmentId}`;
     this.#membership = membership;
-    this.#nodeIds = membership.replicas.map(({ nodeId }) => nodeId);
-    this.#links = this.#nodeIds.map((id, replica) => new SimLink(this, replica, cluster.node(id)));
-    const inSync = maskOf(membership, 'inSync');
+    const { inSync } = this.#slots.apply(membership.replicas);
+    this.#addLinks();
     this.mirror = new Mirror({ requests: this.requests, links: this.#links, host: this, inSync });
     this.#mutate();
     cluster.onLoss(membership.lossEpoch);
@@ -153,12 +153,8 @@ export class SimDevice implements MirrorHost, LinkHost {
   }
 
   fencePassed(fence: Fence): void {
-    if (fence === 'checkpoint') {
-      this.#checkpointer.fencePassed();
-    } else {
-      this.#hasJoinFence = false;
-      this.#answerJoinWaiters();
-    }
+    if (fence === 'checkpoint') this.#checkpointer.fencePassed();
+    else this.#answerJoinWaiters();
   }
 
   reportLost(replica: number, reason: string): void {
@@ -174,7 +170,7 @@ export class SimDevice implements MirrorHost, LinkHost {
   }
 
   #report(replica: number, reason: string): void {
-    const nodeId = this.#nodeIds[replica]!;
+    const nodeId = this.#slots.nodeIds[replica]!;
     const { volumeId, generation, epoch } = this.#membership;
     this.cluster.world.note(10, replica, () => `${this.name} lost ${nodeId}: ${reason}`);
     const report = { agentId: this.#agentId, volumeId, generation, epoch, nodeId, reason };
@@ -182,7 +178,8 @@ export class SimDevice implements MirrorHost, LinkHost {
       if (this.#isEnded) return;
       if (!isError(answer)) {
         this.#reporting.delete(replica);
-        this.#apply(answer);
+        // One that has been overtaken answers what was reported meanwhile all the same.
+        this.#apply(answer.epoch < this.epoch ? this.#membership : answer);
       } else if (answer.code !== 'BW_GENERATION_OLD') {
         this.process.after(REPORT_RETRY_MS, () => !this.#isEnded && this.#report(replica, reason));
       }
@@ -200,18 +197,9 @@ export class SimDevice implements MirrorHost, LinkHost {
     this.cluster.onLoss(membership.lossEpoch);
     if (membership.lossEpoch > before.lossEpoch && mutation !== 'swallow-loss') this.mirror.noteLoss();
     this.#checkpointer.membership(membership.epoch);
-    const inSync = maskOf(membership, 'inSync');
-    const rebuilding = maskOf(membership, 'rebuilding');
-    // Those that left and joined since: they leave first.
-    let rejoined = 0;
-    for (const [replica, { joinedEpoch }] of membership.replicas.entries()) {
-      if (joinedEpoch !== before.replicas[replica]!.joinedEpoch) rejoined |= 1 << replica;
-    }
-    if ((rejoined & this.mirror.writtenMask) !== 0) {
-      this.mirror.membership(inSync & ~rejoined, rebuilding & ~rejoined);
-    }
-    this.mirror.membership(inSync, rebuilding);
-    this.#hasJoinFence ||= this.mirror.joiningMask !== 0;
+    const { inSync, rebuilding, rejoined } = this.#slots.apply(membership.replicas);
+    this.#addLinks();
+    this.mirror.membership(inSync, rebuilding, rejoined);
     for (const [replica, link] of this.#links.entries()) {
       const isMember = ((inSync | rebuilding) & (1 << replica)) !== 0;
       if (isMember) link.start();
@@ -220,21 +208,21 @@ export class SimDevice implements MirrorHost, LinkHost {
     this.#answerJoinWaiters();
   }
 
+  /** One for each slot that is new. There are fewer nodes than slots, so none is used twice. */
+  #addLinks(): void {
+    for (const nodeId of this.#slots.nodeIds.slice(this.#links.length)) {
+      this.#links.push(new SimLink(this, this.#links.length, this.cluster.node(nodeId)));
+    }
+  }
+
   #answerJoinWaiters(): void {
-    if (this.mirror.joiningMask === 0 && this.#joinWaiters.length > 0 && !this.#hasPendingJoin()) {
+    if (this.mirror.isSettled) {
       const waiters = this.#joinWaiters;
       this.#joinWaiters = [];
       for (const answer of waiters) answer();
     } else if (this.cluster.mutation === 'skip-barrier') {
       for (const answer of this.#joinWaiters.splice(0)) answer();
     }
-  }
-
-  /** A replica has joined, and its fence has not passed. One that left before it joined needs none. */
-  #hasPendingJoin(): boolean {
-    const { replicas } = this.#membership;
-    if (!replicas.some(({ state }) => state === 'rebuilding')) this.#hasJoinFence = false;
-    return this.#hasJoinFence;
   }
 
   /** Requests without a length overlap nothing. */
@@ -268,11 +256,4 @@ export class SimDevice implements MirrorHost, LinkHost {
   #upMask(): number {
     return this.#links.reduce((mask, link, replica) => (link.isUp ? mask | (1 << replica) : mask), 0);
   }
-}
-
-function maskOf(membership: Membership, state: string): number {
-  return membership.replicas.reduce(
-    (mask, replica, i) => (replica.state === state ? mask | (1 << i) : mask),
-    0,
-  );
 }

@@ -97,7 +97,7 @@ const device = await BlockDevice.create({
 process.stdout.write(`${device.path}\n`);
 
 createInterface({ input: process.stdin }).on('line', () => {
-  const values = device.counters;
+  const values = device.io.counters;
   const counters = Object.fromEntries(COUNTERS.map((name, index) => [name, values[index]]));
   process.stdout.write(`${JSON.stringify({ counters })}\n`);
 });

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import { Mirror, type MirrorHost, type ReplicaLink } from './mirror.ts';
+import { createRanges, SharedRanges } from './ranges.ts';
 import { Operation, RequestTable } from './request.ts';
-import { createWriteRanges, WriteRanges } from './write-ranges.ts';
 
 const DEPTH = 4;
 
@@ -24,7 +24,7 @@ class Device {
   readonly woken = new Set<number>();
 
   constructor(queueCount: number) {
-    const shared = createWriteRanges(queueCount, DEPTH);
+    const shared = createRanges(queueCount, DEPTH);
     for (let queueId = 0; queueId < queueCount; queueId++) {
       const requests = new RequestTable(DEPTH);
       const link = new Link();
@@ -33,7 +33,7 @@ class Device {
         complete: (tag, result) => done.push([tag, result]),
         reportLost: () => assert.fail('nothing was lost'),
       };
-      const ranges = new WriteRanges({
+      const ranges = new SharedRanges({
         shared,
         queueId,
         queueCount,
@@ -46,7 +46,7 @@ class Device {
     }
   }
 
-  write(
+  start(
     queueId: number,
     tag: number,
     offset: number,
@@ -81,9 +81,9 @@ class Device {
 
 test('writes of two queues wait for each other only where they overlap', () => {
   const device = new Device(2);
-  device.write(0, 0, 0, 4096);
-  device.write(1, 0, 4096, 4096);
-  device.write(1, 1, 2048, 1024, Operation.TRIM);
+  device.start(0, 0, 0, 4096);
+  device.start(1, 0, 4096, 4096);
+  device.start(1, 1, 2048, 1024, Operation.TRIM);
   assert.deepEqual(device.inFlight(1), [0]);
   device.answer(0, 0);
   assert.deepEqual([...device.woken], [1]);
@@ -93,17 +93,17 @@ test('writes of two queues wait for each other only where they overlap', () => {
 
 test('nobody is woken who does not wait', () => {
   const device = new Device(3);
-  device.write(0, 0, 0, 4096);
-  device.write(1, 0, 8192, 4096);
+  device.start(0, 0, 0, 4096);
+  device.start(1, 0, 8192, 4096);
   device.answer(0, 0);
   assert.equal(device.woken.size, 0);
 });
 
 test('a write that waits is not passed over by later ones', () => {
   const device = new Device(3);
-  device.write(0, 0, 0, 4096);
-  device.write(1, 0, 0, 8192);
-  device.write(2, 0, 4096, 4096);
+  device.start(0, 0, 0, 4096);
+  device.start(1, 0, 0, 8192);
+  device.start(2, 0, 4096, 4096);
   assert.deepEqual(device.inFlight(2), [], 'it overlaps the one that waits in queue 1');
   device.answer(0, 0);
   device.deliverWakes();
@@ -113,19 +113,54 @@ test('a write that waits is not passed over by later ones', () => {
   assert.deepEqual(device.inFlight(2), [0]);
 });
 
-test('reads and flushes wait for nobody', () => {
-  const device = new Device(2);
-  device.write(0, 0, 0, 4096);
-  device.write(1, 0, 0, 4096, Operation.READ);
-  device.write(1, 1, 0, 0, Operation.FLUSH);
-  assert.deepEqual(device.inFlight(1), [0, 1]);
+test('flushes wait for nobody, reads for writes of other queues and not for reads', () => {
+  const device = new Device(3);
+  device.start(0, 0, 0, 4096);
+  device.start(1, 0, 0, 4096, Operation.READ);
+  device.start(1, 1, 0, 0, Operation.FLUSH);
+  device.start(1, 2, 8192, 4096, Operation.READ);
+  device.start(2, 2, 8192, 4096, Operation.READ);
+  assert.deepEqual([device.inFlight(1), device.inFlight(2)], [[1, 2], [2]]);
+  device.answer(0, 0);
+  assert.deepEqual([...device.woken], [1]);
+  device.deliverWakes();
+  assert.deepEqual(device.inFlight(1), [1, 2, 0]);
+});
+
+test('a write waits for reads of other queues, and later reads wait for it', () => {
+  const device = new Device(3);
+  device.start(0, 0, 0, 4096, Operation.READ);
+  device.start(1, 0, 0, 8192);
+  device.start(2, 0, 4096, 4096, Operation.READ);
+  assert.deepEqual([device.inFlight(1), device.inFlight(2)], [[], []]);
+  device.answer(0, 0);
+  device.deliverWakes();
+  assert.deepEqual([device.inFlight(1), device.inFlight(2)], [[0], []]);
+  device.answer(1, 0);
+  device.deliverWakes();
+  assert.deepEqual(device.inFlight(2), [0]);
+});
+
+test('what one queue holds back keeps no read of another one waiting', () => {
+  const device = new Device(3);
+  device.start(0, 0, 0, 4096, Operation.READ);
+  device.start(1, 0, 0, 4096);
+  device.queues[1]!.mirror.holdWrites();
+  device.start(2, 0, 0, 4096, Operation.READ);
+  assert.deepEqual([device.inFlight(1), device.inFlight(2)], [[], [0]]);
+  device.answer(0, 0);
+  device.answer(2, 0);
+  device.deliverWakes();
+  assert.deepEqual(device.inFlight(1), []);
+  device.queues[1]!.mirror.releaseWrites();
+  assert.deepEqual(device.inFlight(1), [0]);
 });
 
 test('writes that wait for another queue fail with everything else, and let go of their place', () => {
   const device = new Device(3);
-  device.write(0, 0, 0, 4096);
-  device.write(1, 0, 0, 4096);
-  device.write(2, 0, 0, 4096);
+  device.start(0, 0, 0, 4096);
+  device.start(1, 0, 0, 4096);
+  device.start(2, 0, 0, 4096);
   device.queues[1]!.mirror.failEverything();
   assert.deepEqual(device.queues[1]!.done, [[0, -5]]);
   device.answer(0, 0);
@@ -133,7 +168,7 @@ test('writes that wait for another queue fail with everything else, and let go o
   assert.deepEqual(device.inFlight(2), [0]);
 });
 
-test('random writes of four queues never overlap in flight, and all of them end', () => {
+test('random requests of four queues never overlap in flight unless they read, and all of them end', () => {
   let seed = 0x1234;
   const random = (bound: number): number => {
     seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0;
@@ -151,7 +186,8 @@ test('random writes of four queues never overlap in flight, and all of them end'
     if (random(2) === 0 && started < 5000 && !busy[queueId]!.has(tag)) {
       busy[queueId]!.add(tag);
       started++;
-      device.write(queueId, tag, random(16) * 512, (1 + random(8)) * 512);
+      const operation = random(3) === 0 ? Operation.READ : Operation.WRITE;
+      device.start(queueId, tag, random(16) * 512, (1 + random(8)) * 512, operation);
     } else if (link.inFlight.length > 0) {
       device.answer(queueId, link.inFlight[random(link.inFlight.length)]!);
     }
@@ -160,21 +196,22 @@ test('random writes of four queues never overlap in flight, and all of them end'
       for (; seen[id]! < queue.done.length; seen[id]!++) busy[id]!.delete(queue.done[seen[id]!]![0]);
     }
     const ranges = device.queues.flatMap((queue) =>
-      queue.link.inFlight.map(
-        (at) => [queue.requests.offsetBytes[at]!, queue.requests.lengthBytes[at]!] as const,
-      ),
+      queue.link.inFlight.map((at) => {
+        const begin = queue.requests.offsetBytes[at]!;
+        const end = begin + queue.requests.lengthBytes[at]!;
+        return { operation: queue.requests.operation[at]!, begin, end };
+      }),
     );
-    for (const [i, [offset, length]] of ranges.entries()) {
-      for (const [other, otherLength] of ranges.slice(i + 1)) {
-        assert.ok(
-          offset + length <= other || other + otherLength <= offset,
-          `step ${step}: overlap in flight`,
-        );
+    for (const [i, one] of ranges.entries()) {
+      for (const other of ranges.slice(i + 1)) {
+        const bothRead = one.operation === Operation.READ && other.operation === Operation.READ;
+        const apart = one.begin >= other.end || other.begin >= one.end;
+        assert.ok(bothRead || apart, `step ${step}: overlap in flight`);
       }
     }
   }
   for (let left = 100_000; ended() < started; left--) {
-    assert.ok(left > 0, `${started - ended()} writes never end`);
+    assert.ok(left > 0, `${started - ended()} requests never end`);
     device.deliverWakes();
     for (const [queueId, { link }] of device.queues.entries()) {
       if (link.inFlight.length > 0) device.answer(queueId, link.inFlight[0]!);
@@ -185,19 +222,19 @@ test('random writes of four queues never overlap in flight, and all of them end'
 test('threads that claim the same range at once never hold it together', async () => {
   const queueCount = 3;
   const rounds = 3000;
-  const shared = createWriteRanges(queueCount, 1);
+  const shared = createRanges(queueCount, 1);
   const state = new SharedArrayBuffer(4 * (2 + queueCount));
   const source = `
     const { workerData } = require('node:worker_threads');
     const { shared, state, queueId, queueCount, rounds, module } = workerData;
-    import(module).then(({ WriteRanges }) => {
+    import(module).then(({ SharedRanges }) => {
       const words = new Int32Array(state);
       const wake = (target) => { Atomics.add(words, 2 + target, 1); Atomics.notify(words, 2 + target); };
-      const ranges = new WriteRanges({ shared, queueId, queueCount, queueDepth: 1, wake });
+      const ranges = new SharedRanges({ shared, queueId, queueCount, queueDepth: 1, wake });
       for (let i = 0; i < rounds; i++) {
         for (;;) {
           const seen = Atomics.load(words, 2 + queueId);
-          if (ranges.claim(0, 0, 4096)) break;
+          if (ranges.claim(0, 0, 4096, true)) break;
           Atomics.wait(words, 2 + queueId, seen);
         }
         if (Atomics.add(words, 0, 1) !== 0) Atomics.add(words, 1, 1);
@@ -205,7 +242,7 @@ test('threads that claim the same range at once never hold it together', async (
         ranges.release(0);
       }
     });`;
-  const module = new URL('./write-ranges.ts', import.meta.url).href;
+  const module = new URL('./ranges.ts', import.meta.url).href;
   const exits = Array.from({ length: queueCount }, (_, queueId) => {
     const worker = new Worker(source, {
       eval: true,

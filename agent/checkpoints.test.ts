@@ -1,0 +1,72 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Checkpoints } from './checkpoints.ts';
+import type { ToWorker } from './datapath/messages.ts';
+
+function bench(queueCount: number) {
+  const sent: string[] = [];
+  let writes = 0;
+  const say = (to: string, message: ToWorker): void => {
+    if (message.type === 'mark' || message.type === 'checkpoint')
+      sent.push(`${to}: ${message.type} ${message.number} epoch ${message.epoch}`);
+  };
+  const checkpoints = new Checkpoints({
+    queues: {
+      count: () => queueCount,
+      post: (message) => say('all', message),
+      postTo: (queueId, message) => say(String(queueId), message),
+    },
+    epoch: 7,
+    writeCount: () => writes,
+  });
+  const write = (): void => {
+    writes++;
+  };
+  return { checkpoints, sent, write };
+}
+
+test('one checkpoint follows when the fences of all queues have passed', () => {
+  const { checkpoints, sent } = bench(3);
+  checkpoints.tick();
+  checkpoints.fencePassed(0, 1);
+  checkpoints.fencePassed(2, 1);
+  checkpoints.fencePassed(2, 1);
+  assert.deepEqual(sent, ['all: mark 1 epoch 7']);
+  checkpoints.fencePassed(1, 1);
+  assert.deepEqual(sent, ['all: mark 1 epoch 7', '0: checkpoint 1 epoch 7']);
+  assert.equal(checkpoints.sentCount, 1);
+});
+
+test('a tick marks only what was written, or sent again, since the last mark', () => {
+  const { checkpoints, sent, write } = bench(1);
+  const round = (number: number): void => {
+    checkpoints.tick();
+    checkpoints.fencePassed(0, number);
+  };
+  round(1);
+  round(2);
+  assert.equal(checkpoints.sentCount, 1);
+  write();
+  round(2);
+  checkpoints.linked();
+  round(3);
+  round(4);
+  assert.equal(checkpoints.sentCount, 3);
+  assert.equal(sent.length, 6);
+});
+
+test('fences of an earlier mark do not count, nor those of an epoch that is over', () => {
+  const { checkpoints, sent, write } = bench(2);
+  checkpoints.tick();
+  checkpoints.fencePassed(0, 1);
+  checkpoints.membership(8);
+  checkpoints.fencePassed(1, 1);
+  assert.equal(checkpoints.sentCount, 0);
+  write();
+  checkpoints.tick();
+  checkpoints.fencePassed(1, 1);
+  checkpoints.fencePassed(0, 2);
+  assert.equal(checkpoints.sentCount, 0);
+  checkpoints.fencePassed(1, 2);
+  assert.deepEqual(sent.slice(1), ['all: mark 2 epoch 8', '0: checkpoint 2 epoch 8']);
+});

@@ -1,0 +1,79 @@
+/**
+ * The checkpoints of one device: the one Checkpointer over all of its queues. Whether there were writes is read from the
+ * queues' counters at each tick, so they cost nothing per request.
+ *
+ *   tick ──▶ MARK n in every queue, on its connections for writes ──▶ every queue's fence has passed ──▶ CHECKPOINT n by queue 0
+ */
+import { Checkpointer } from './datapath/checkpointer.ts';
+import type { ToWorker } from './datapath/messages.ts';
+
+/** How long intents of what is on all replicas stay: what a writer's death makes the replicas compare. */
+export const CHECKPOINT_MS = 1000;
+
+export interface CheckpointQueues {
+  count(): number;
+  post(message: ToWorker): void;
+  postTo(queueId: number, message: ToWorker): void;
+}
+
+export class Checkpoints {
+  readonly #queues: CheckpointQueues;
+  readonly #writeCount: () => number;
+  readonly #checkpointer: Checkpointer;
+  /** Queues whose fence of the latest mark has passed. */
+  readonly #passed = new Set<number>();
+  #seenWriteCount = 0;
+  #sentCount = 0;
+
+  /** @param options.writeCount requests that write, taken by all queues so far */
+  constructor(options: {
+    readonly queues: CheckpointQueues;
+    readonly epoch: number;
+    readonly writeCount: () => number;
+  }) {
+    const { queues } = options;
+    this.#queues = queues;
+    this.#writeCount = options.writeCount;
+    this.#checkpointer = new Checkpointer({
+      epoch: options.epoch,
+      host: {
+        // With the order to mark, a queue begins its fence: nothing may come between them.
+        sendMark: (number, epoch) => queues.post({ type: 'mark', number, epoch }),
+        beginFence: () => this.#passed.clear(),
+        sendCheckpoint: (number, epoch) => {
+          this.#sentCount++;
+          queues.postTo(0, { type: 'checkpoint', number, epoch });
+        },
+      },
+    });
+    // What an earlier writer has left is covered by the first checkpoint.
+    this.#checkpointer.noteWrite();
+  }
+
+  /** Checkpoints so far. */
+  get sentCount(): number {
+    return this.#sentCount;
+  }
+
+  membership(epoch: number): void {
+    this.#checkpointer.membership(epoch);
+  }
+
+  /** A link is back: what was sent again on it came behind the latest mark. */
+  linked(): void {
+    this.#checkpointer.noteWrite();
+  }
+
+  tick(): void {
+    const count = this.#writeCount();
+    if (count !== this.#seenWriteCount) this.#checkpointer.noteWrite();
+    this.#seenWriteCount = count;
+    this.#checkpointer.tick();
+  }
+
+  fencePassed(queueId: number, number: number): void {
+    if (number !== this.#checkpointer.latest.number) return;
+    this.#passed.add(queueId);
+    if (this.#passed.size === this.#queues.count()) this.#checkpointer.fencePassed();
+  }
+}
