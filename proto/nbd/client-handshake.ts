@@ -1,8 +1,8 @@
 /**
  * The client's side of the fixed newstyle negotiation, as a pure state machine: bytes in, bytes and a state out.
  *
- *   greeting ──▶ [structured ──▶] go ──▶ ready
- *                                  └──▶ exportName ──▶ ready      (servers without NBD_OPT_GO)
+ *   greeting ──▶ [structured ──▶ [contexts ──▶]] go ──▶ ready
+ *                                                 └──▶ exportName ──▶ ready      (servers without NBD_OPT_GO)
  *   anything unexpected ──▶ failed
  *
  * The caller keeps unconsumed bytes and offers them again with more behind them.
@@ -20,6 +20,7 @@ import {
   NBD_OPT_GO,
   NBD_OPT_REPLY_MAGIC_HI,
   NBD_OPT_REPLY_MAGIC_LO,
+  NBD_OPT_SET_META_CONTEXT,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_OPTS_MAGIC_HI,
   NBD_OPTS_MAGIC_LO,
@@ -28,6 +29,7 @@ import {
   NBD_REP_ERR_UNSUP,
   NBD_REP_FLAG_ERROR,
   NBD_REP_INFO,
+  NBD_REP_META_CONTEXT,
 } from './constants.ts';
 import { decodeString, HandshakeOutput, writeOption } from './options.ts';
 import { FIELD_INVALID, readUint64 } from './request.ts';
@@ -39,7 +41,14 @@ const REPLY_DATA_SIZE_BYTES_MAX = 16 * 1024;
 /** Information replies that a server may send before it ends its answer. */
 const REPLIES_COUNT_MAX = 256;
 
-export type ClientHandshakeState = 'greeting' | 'structured' | 'go' | 'exportName' | 'ready' | 'failed';
+export type ClientHandshakeState =
+  | 'greeting'
+  | 'structured'
+  | 'contexts'
+  | 'go'
+  | 'exportName'
+  | 'ready'
+  | 'failed';
 
 /** What the server said when the transmission phase begins. */
 export interface ClientHandshakeResult {
@@ -48,6 +57,8 @@ export interface ClientHandshakeResult {
   readonly transmissionFlags: number;
   /** Whether replies to reads come in chunks. */
   readonly structuredReplies: boolean;
+  /** Metadata contexts that the server has selected, by name. */
+  readonly contextIds: ReadonlyMap<string, number>;
   readonly blockSizeMinBytes: number;
   readonly blockSizePreferredBytes: number;
   readonly payloadSizeMaxBytes: number;
@@ -63,6 +74,8 @@ export interface ClientHandshakeOptions {
   readonly exportName: string;
   /** Ask for structured replies; a server without them is used with simple ones. */
   readonly structuredReplies: boolean;
+  /** Metadata contexts to be selected, with structured replies; those that the server has not are left out. */
+  readonly metaContexts?: readonly string[];
 }
 
 export class ClientHandshake {
@@ -72,6 +85,7 @@ export class ClientHandshake {
   #result: ClientHandshakeResult | null = null;
   #failure: ClientHandshakeFailure | null = null;
   #structuredReplies = false;
+  readonly #contextIds = new Map<string, number>();
   #noZeroes = false;
   #repliesSeen = 0;
   #sizeBytes = FIELD_INVALID;
@@ -112,7 +126,7 @@ export class ClientHandshake {
       let step = 0;
       if (this.#state === 'greeting') step = this.#readGreeting(rest);
       else if (this.#state === 'exportName') step = this.#readExportName(rest);
-      else if (this.#state === 'structured' || this.#state === 'go') step = this.#readReply(rest);
+      else if (isWaitingForReply(this.#state)) step = this.#readReply(rest);
       if (step === 0) return consumed;
       consumed += step;
     }
@@ -150,12 +164,11 @@ export class ClientHandshake {
   #readReply(bytes: Uint8Array): number {
     if (bytes.length < REPLY_HEADER_SIZE_BYTES) return 0;
     const view = new DataView(bytes.buffer, bytes.byteOffset);
-    const expected = this.#state === 'go' ? NBD_OPT_GO : NBD_OPT_STRUCTURED_REPLY;
     const type = view.getUint32(12);
     const length = view.getUint32(16);
     if (view.getUint32(0) !== NBD_OPT_REPLY_MAGIC_HI || view.getUint32(4) !== NBD_OPT_REPLY_MAGIC_LO) {
       this.#fail(null, 'the server answered an option without the magic of a reply');
-    } else if (view.getUint32(8) !== expected) {
+    } else if (view.getUint32(8) !== this.#optionAsked()) {
       this.#fail(null, 'the server answered an option that was not asked');
     } else if (length > REPLY_DATA_SIZE_BYTES_MAX || ++this.#repliesSeen > REPLIES_COUNT_MAX) {
       this.#fail(null, 'the server answers more than a client has to read');
@@ -167,6 +180,7 @@ export class ClientHandshake {
       }
       const data = bytes.subarray(REPLY_HEADER_SIZE_BYTES, end);
       if (this.#state === 'go') this.#handleGoReply(type, data);
+      else if (this.#state === 'contexts') this.#handleContextReply(type, data);
       else this.#handleStructuredReply(type);
       return end;
     }
@@ -180,7 +194,34 @@ export class ClientHandshake {
       this.#fail(null, `reply ${type} to NBD_OPT_STRUCTURED_REPLY`);
       return;
     }
-    this.#sendGo();
+    const { metaContexts = [] } = this.#options;
+    if (this.#structuredReplies && metaContexts.length > 0) this.#sendContexts(metaContexts);
+    else this.#sendGo();
+  }
+
+  #sendContexts(names: readonly string[]): void {
+    this.#state = 'contexts';
+    const data = new HandshakeOutput().countedString(this.#options.exportName).uint32(names.length);
+    for (const name of names) data.countedString(name);
+    writeOption(this.#output, NBD_OPT_SET_META_CONTEXT, data.take());
+  }
+
+  #handleContextReply(type: number, data: Uint8Array): void {
+    if (type === NBD_REP_META_CONTEXT && data.length >= 4) {
+      const name = decodeString(data.subarray(4));
+      const id = new DataView(data.buffer, data.byteOffset, data.byteLength).getUint32(0);
+      if (name !== null) this.#contextIds.set(name, id);
+    } else if (type === NBD_REP_ACK || type >= NBD_REP_FLAG_ERROR) {
+      // An error means: none. What is wrong with the export itself is told by NBD_OPT_GO.
+      this.#sendGo();
+    } else {
+      this.#fail(null, `reply ${type} to NBD_OPT_SET_META_CONTEXT`);
+    }
+  }
+
+  #optionAsked(): number {
+    if (this.#state === 'go') return NBD_OPT_GO;
+    return this.#state === 'contexts' ? NBD_OPT_SET_META_CONTEXT : NBD_OPT_STRUCTURED_REPLY;
   }
 
   #handleGoReply(type: number, data: Uint8Array): void {
@@ -239,6 +280,7 @@ export class ClientHandshake {
       sizeBytes: this.#sizeBytes,
       transmissionFlags: this.#transmissionFlags,
       structuredReplies: this.#structuredReplies,
+      contextIds: this.#contextIds,
       blockSizeMinBytes: this.#blockSizeMinBytes,
       blockSizePreferredBytes: this.#blockSizePreferredBytes,
       payloadSizeMaxBytes: this.#payloadSizeMaxBytes,
@@ -249,4 +291,8 @@ export class ClientHandshake {
     this.#state = 'failed';
     this.#failure = { reply, message };
   }
+}
+
+function isWaitingForReply(state: ClientHandshakeState): boolean {
+  return state === 'structured' || state === 'contexts' || state === 'go';
 }

@@ -246,11 +246,31 @@ describe('client', () => {
         sizeBytes: 2 ** 30,
         transmissionFlags: structuredReplies ? 0x01e5 : 0x0165,
         structuredReplies,
+        contextIds: new Map(),
         blockSizeMinBytes: 1,
         blockSizePreferredBytes: 4096,
         payloadSizeMaxBytes: 2 ** 25,
       });
     }
+  });
+
+  test('selects contexts; those that the server has not are left out', () => {
+    for (const metaContexts of [['base:allocation', 'other:context'], ['other:context']]) {
+      const client = new ClientHandshake({ exportName: 'disk', structuredReplies: true, metaContexts });
+      const machine = server();
+      meet(client, machine);
+      const [selected] = machine.outcome?.metaContexts ?? [];
+      assert.equal(selected?.name, metaContexts.length === 2 ? 'base:allocation' : undefined);
+      const ids = selected === undefined ? [] : [[selected.name, selected.id] as const];
+      assert.deepEqual(client.result?.contextIds, new Map(ids));
+    }
+    const unknown = new ClientHandshake({
+      exportName: 'nope',
+      structuredReplies: true,
+      metaContexts: ['a:b'],
+    });
+    meet(unknown, server());
+    assert.match(unknown.failure?.message ?? '', /no such export/);
   });
 
   test('says what the server said when it refuses', () => {

@@ -47,6 +47,7 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
     },
   });
   lifecycle.onStop('data plane', async () => {
+    await volumes.resyncs.stop();
     await plane.stop();
     volumes.seal();
   });
@@ -83,7 +84,7 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
   const server = await serveObservability({
     host: config.host,
     port: config.metricsPort,
-    registry: createNodeMetrics(plane, store),
+    registry: createNodeMetrics(plane, store, volumes),
     health: () => {
       const problems = volumes.problems();
       const control =

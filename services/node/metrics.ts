@@ -4,6 +4,7 @@ import { Counter, Gauge, type Registry } from 'prom-client';
 import type { DataPlane } from './data/data-plane.ts';
 import { Stat, type StatName } from './data/stats.ts';
 import type { ReplicaStore } from './store/replica-store.ts';
+import type { Volumes } from './volumes.ts';
 
 const COUNTERS: readonly (readonly [name: string, stat: StatName, help: string])[] = [
   ['connections_accepted_total', 'connectionsAccepted', 'NBD connections accepted'],
@@ -40,7 +41,7 @@ const COUNTERS: readonly (readonly [name: string, stat: StatName, help: string])
 ];
 
 /** Everything that `/metrics` answers. */
-export function createNodeMetrics(plane: DataPlane, store: ReplicaStore): Registry {
+export function createNodeMetrics(plane: DataPlane, store: ReplicaStore, volumes: Volumes): Registry {
   const registry = createRegistry();
   const registers = [registry];
   for (const [suffix, stat, help] of COUNTERS) {
@@ -70,6 +71,15 @@ export function createNodeMetrics(plane: DataPlane, store: ReplicaStore): Regist
       },
     });
   }
+  new Counter({
+    name: 'blockwire_node_resync_received_bytes_total',
+    help: 'bytes of data received from other replicas',
+    registers,
+    collect() {
+      this.reset();
+      this.inc(volumes.resyncs.receivedBytes);
+    },
+  });
   gauge('replicas', 'replicas that are served', () => store.replicas.size);
   gauge('replicas_damaged', 'replicas that cannot be served', () => store.damaged.size);
   gauge('replicas_buffered', 'replicas whose file system refuses O_DIRECT', () =>

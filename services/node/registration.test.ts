@@ -1,82 +1,14 @@
 /** The node against a control plane in this process: register, commands, reconnection. The data plane is a stand-in. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { serviceError } from '@blockwire/proto/control/errors.ts';
-import { addNodesService } from '@blockwire/proto/control/service.ts';
-import type {
-  NodeCommandInput,
-  NodeCommandResult,
-  NodeHeartbeat,
-  NodesHandlers,
-  RegisterNodeRequest,
-} from '@blockwire/proto/control/types.ts';
 import { createLogger } from '@blockwire/shared/log.ts';
-import { Server, ServerCredentials, status } from '@grpc/grpc-js';
 import { Registration } from './registration.ts';
 import { ReplicaStore } from './store/replica-store.ts';
+import { ControlPlane } from './testing/control-plane.ts';
 import { eventually, temporaryDirectory } from './testing/node-process.ts';
 import { type VolumeServer, Volumes } from './volumes.ts';
 
 const MIB = 2 ** 20;
-
-class ControlPlane {
-  readonly registered: RegisterNodeRequest[] = [];
-  readonly beats: NodeHeartbeat[] = [];
-  readonly results: NodeCommandResult[] = [];
-  port = 0;
-  #server: Server | null = null;
-  #watches: { write(command: NodeCommandInput): void }[] = [];
-  refuseHeartbeats = false;
-
-  async start(): Promise<void> {
-    const server = new Server();
-    const handlers: Partial<NodesHandlers> = {
-      Register: (call, callback) => {
-        this.registered.push(call.request);
-        callback(null, { heartbeatIntervalMs: 100, capabilityKey: Buffer.alloc(32, 7) });
-      },
-      Heartbeat: (call, callback) => {
-        this.beats.push(call.request);
-        if (this.refuseHeartbeats) {
-          this.refuseHeartbeats = false;
-          callback(serviceError('BW_NODE_NOT_FOUND', status.NOT_FOUND, 'register first'));
-        } else callback(null, {});
-      },
-      Watch: (call) => {
-        this.#watches.push(call);
-      },
-      Complete: (call, callback) => {
-        this.results.push(call.request);
-        callback(null, {});
-      },
-    };
-    addNodesService(server, handlers as NodesHandlers);
-    this.port = await new Promise<number>((resolve, reject) =>
-      server.bindAsync(`127.0.0.1:${this.port}`, ServerCredentials.createInsecure(), (error, port) =>
-        error ? reject(error) : resolve(port),
-      ),
-    );
-    this.#server = server;
-  }
-
-  stop(): void {
-    this.#server?.forceShutdown();
-    this.#server = null;
-    this.#watches = [];
-  }
-
-  /** Sends a command to the newest watch; resolves with its error code. */
-  async command(command: NodeCommandInput): Promise<string> {
-    const before = this.results.length;
-    await eventually('a watch', () => this.#watches.length > 0);
-    this.#watches.at(-1)!.write({ commandId: `command-${before}`, ...command });
-    await eventually('an outcome', () => this.results.length > before);
-    const { nodeId, result } = this.results[before]!;
-    assert.equal(nodeId, 'node-1');
-    assert.equal(result?.commandId, `command-${before}`);
-    return result.errorCode;
-  }
-}
 
 test('registers, carries out commands, answers with stable codes, and comes back', async (t) => {
   const log = createLogger('test');
@@ -91,10 +23,12 @@ test('registers, carries out commands, answers with stable codes, and comes back
     install: async (id, { installed, cut }) => void done.push(`install ${id} ${installed.generation} ${cut}`),
     hold: async (id) => void done.push(`hold ${id}`),
     unhold: async (id) => void done.push(`unhold ${id}`),
+    copy: () => assert.fail('nothing is copied'),
     resize: async (id, sizeBytes) => void done.push(`resize ${id} ${sizeBytes}`),
   };
   const volumes = new Volumes({ store, server, log });
   const control = new ControlPlane();
+  control.capabilityKey = Buffer.alloc(32, 7);
   await control.start();
   const registration = new Registration({
     control: `127.0.0.1:${control.port}`,

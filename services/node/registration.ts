@@ -2,6 +2,7 @@
  * The node's line to the control plane: tells what it holds, carries out what the control plane commands. The data path
  * needs none of it: while the control plane is away the node serves on.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { createNodesClient, nodesMethods, unary } from '@blockwire/proto/control/client.ts';
 import { toRpcError } from '@blockwire/proto/control/errors.ts';
 import type { InstallEpoch, NodeCommand, NodesClient } from '@blockwire/proto/control/types.ts';
@@ -9,10 +10,12 @@ import { ControlSession } from '@blockwire/shared/control-session.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import type { InstallOrder } from './replication/admission.ts';
+import type { RebuildReport, ResyncOrder } from './resync/resyncs.ts';
 import type { ReplicaStore } from './store/replica-store.ts';
 import type { Volumes } from './volumes.ts';
 
 const CALL_TIMEOUT_MS = 10_000;
+const REPORT_RETRY_MS = 500;
 
 export interface RegistrationOptions {
   /** host:port of the control plane's gRPC. */
@@ -28,6 +31,11 @@ export interface RegistrationOptions {
   readonly log: Logger;
 }
 
+function resyncOrder(order: ResyncOrder | null): ResyncOrder {
+  if (order === null) throw new BlockwireError('BW_PROTOCOL', 'the command does not say where to copy from');
+  return order;
+}
+
 function installOrder(message: InstallEpoch): InstallOrder {
   const { generation, epoch, joinedEpoch, lossEpoch } = message;
   const role = message.role === 'REPLICA_STATE_REBUILDING' ? 'rebuilding' : 'inSync';
@@ -40,8 +48,7 @@ export class Registration {
   readonly #options: RegistrationOptions;
   readonly #client: NodesClient;
   readonly #session: ControlSession<NodeCommand>;
-  /** Commands run one after the other, also across reconnections. */
-  #commands: Promise<void> = Promise.resolve();
+  readonly #stop = new AbortController();
 
   constructor(options: RegistrationOptions) {
     this.#options = options;
@@ -51,7 +58,8 @@ export class Registration {
       register: (signal) => this.#register(signal),
       heartbeat: (signal) => this.#heartbeat(signal),
       watch: () => this.#client.Watch({ nodeId: options.nodeId }),
-      onCommand: (command) => this.#enqueue(command),
+      // Those of one volume wait for each other (volumes.ts).
+      onCommand: (command) => this.#carryOut(command),
     });
     this.registered = this.#session.start();
   }
@@ -62,6 +70,8 @@ export class Registration {
   }
 
   async stop(): Promise<void> {
+    this.#stop.abort();
+    await this.#options.volumes.resyncs.stop();
     await this.#session.stop();
     this.#client.close();
   }
@@ -86,14 +96,10 @@ export class Registration {
   }
 
   async #heartbeat(signal: AbortSignal): Promise<void> {
-    const { nodeId, store } = this.#options;
-    const request = { nodeId, capacityBytes: store.capacityBytes(), freeBytes: store.freeBytes() };
+    const { nodeId, store, volumes } = this.#options;
+    const rebuilds = volumes.resyncs.progress();
+    const request = { nodeId, capacityBytes: store.capacityBytes(), freeBytes: store.freeBytes(), rebuilds };
     await unary(this.#client, nodesMethods().Heartbeat, request, { timeoutMs: CALL_TIMEOUT_MS, signal });
-  }
-
-  #enqueue(command: NodeCommand): Promise<void> {
-    this.#commands = this.#commands.then(() => this.#carryOut(command));
-    return this.#commands;
   }
 
   async #carryOut(command: NodeCommand): Promise<void> {
@@ -115,6 +121,21 @@ export class Registration {
     }
   }
 
+  /** Until the control plane has answered: it waits for it. */
+  async #reportRebuild(report: RebuildReport): Promise<void> {
+    const { nodeId } = this.#options;
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      try {
+        const options = { timeoutMs: CALL_TIMEOUT_MS, signal };
+        await unary(this.#client, nodesMethods().ReportRebuild, { nodeId, ...report }, options);
+        return;
+      } catch {
+        await sleep(REPORT_RETRY_MS, undefined, { signal }).catch(() => {});
+      }
+    }
+  }
+
   async #apply(command: NodeCommand): Promise<void> {
     const { volumes } = this.#options;
     switch (command.action) {
@@ -132,6 +153,15 @@ export class Registration {
         return volumes.clone(command.cloneReplica!);
       case 'resizeReplica':
         return volumes.resize(command.resizeReplica!);
+      case 'reconcile':
+        return volumes.reconcile(resyncOrder(command.reconcile!.order));
+      case 'rebuild': {
+        const { order, sinceEpoch, joinedEpoch, bytesPerSecond } = command.rebuild!;
+        const rebuild = { ...resyncOrder(order), sinceEpoch, joinedEpoch, bytesPerSecond };
+        return volumes.rebuild(rebuild, (report) => void this.#reportRebuild(report));
+      }
+      case 'repair':
+        return volumes.repair(resyncOrder(command.repair!.order), command.repair!.regions);
       default:
         throw new BlockwireError('BW_PROTOCOL', 'a command that this version of the node does not know');
     }

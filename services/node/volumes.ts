@@ -4,8 +4,11 @@ import { promisify } from 'node:util';
 import { errnoName } from '@blockwire/native/errors.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
+import type { ReadChunk, RunningCopy } from './data/copies.ts';
+import type { CopyOrder } from './data/messages.ts';
 import type { InstallOrder } from './replication/admission.ts';
-import { type Installation, prepareInstallation } from './replication/membership.ts';
+import { endsCopies, type Installation, prepareInstallation } from './replication/membership.ts';
+import { type RebuildOrder, type RebuildReport, type ResyncOrder, Resyncs } from './resync/resyncs.ts';
 import { installedOf } from './store/descriptor.ts';
 import { dirtyRegions, recoverReplica } from './store/recovery.ts';
 import { type ReplicaFiles, readRegions } from './store/replica-files.ts';
@@ -21,6 +24,7 @@ export interface VolumeServer {
   hold(id: string): Promise<void>;
   unhold(id: string): Promise<void>;
   resize(id: string, sizeBytes: number): Promise<void>;
+  copy(order: Omit<CopyOrder, 'request' | 'window'>, read: ReadChunk): RunningCopy;
 }
 
 const syncData = promisify(fdatasync);
@@ -42,6 +46,7 @@ export interface CloneRequest extends EpochRequest {
 }
 
 export class Volumes {
+  readonly resyncs: Resyncs;
   readonly #store: ReplicaStore;
   readonly #server: VolumeServer;
   readonly #log: Logger;
@@ -55,6 +60,14 @@ export class Volumes {
     this.#store = options.store;
     this.#server = options.server;
     this.#log = options.log;
+    this.resyncs = new Resyncs(
+      {
+        installed: (id) => options.store.installed(id),
+        sizeBytes: (id) => options.store.get(id).descriptor.sizeBytes,
+        copy: (order, read) => options.server.copy(order, read),
+      },
+      options.log,
+    );
   }
 
   /**
@@ -102,6 +115,7 @@ export class Volumes {
   /** Cuts the connections, then deletes. Safe to repeat. */
   delete(volumeId: string): Promise<void> {
     return this.#inTurn(volumeId, async () => {
+      await this.resyncs.cancel(volumeId, 'the replica is being removed');
       const replica = this.#store.replicas.get(volumeId);
       if (replica !== undefined) {
         for (const name of replica.snapshots.keys()) await this.#server.remove(exportOf(volumeId, name));
@@ -121,8 +135,12 @@ export class Volumes {
    */
   installEpoch(volumeId: string, order: InstallOrder): Promise<void> {
     return this.#inTurn(volumeId, async () => {
-      const installation = prepareInstallation(this.#store.installed(volumeId), order);
-      this.#store.install(volumeId, installation.installed);
+      const before = this.#store.installed(volumeId);
+      const installation = prepareInstallation(before, order);
+      const { installed } = installation;
+      this.#store.install(volumeId, installed);
+      // What has not come to the worker yet, which ends the others.
+      if (endsCopies(before, installed)) this.resyncs.abort(volumeId, 'the membership has changed');
       // Also when it is not news: the process may have ended between the two steps.
       await this.#server.install(volumeId, installation);
     });
@@ -187,6 +205,32 @@ export class Volumes {
       await this.#server.resize(volumeId, sizeBytes);
       if (grown) this.#log.info({ volume: volumeId, sizeBytes }, 'replica resized');
     });
+  }
+
+  /** Begins a rebuild, whose end is told to `ended`. Safe to repeat. Throws what Resyncs.rebuild throws. */
+  rebuild(order: RebuildOrder, ended: (report: RebuildReport) => void): Promise<void> {
+    return this.#inTurn(order.volumeId, async () => this.resyncs.rebuild(order, ended));
+  }
+
+  /** Resolves when it is durable. Commands that come meanwhile do not wait for it: one of them may end it. */
+  async reconcile(order: ResyncOrder): Promise<void> {
+    await this.#begun(order.volumeId, () => this.resyncs.reconcile(order));
+  }
+
+  /** As `reconcile`. */
+  async repair(order: ResyncOrder, regions: readonly number[]): Promise<void> {
+    await this.#begun(order.volumeId, () => this.resyncs.repair(order, regions));
+  }
+
+  /** Begins something in the volume's turn; resolves at its end. */
+  async #begun(volumeId: string, begin: () => Promise<void>): Promise<void> {
+    let ended: Promise<void> = Promise.resolve();
+    await this.#inTurn(volumeId, async () => {
+      ended = begin();
+      // Awaited below; this only keeps an early end from counting as unhandled.
+      ended.catch(() => {});
+    });
+    await ended;
   }
 
   /** Makes everything durable after the data plane has stopped. */

@@ -1,7 +1,7 @@
 /** A storage node: one process after the other on one disk, its conversation with the control plane, its rebuilds. */
 
 import type { NodeAction, ResyncOrder } from '@blockwire/control/domain/context.ts';
-import { ReplicaMembership } from '@blockwire/node/replication/membership.ts';
+import { endsCopies, ReplicaMembership } from '@blockwire/node/replication/membership.ts';
 import { planRebuild, planReconcile, Resync } from '@blockwire/node/replication/resync.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { SimControl } from './control.ts';
@@ -152,9 +152,7 @@ class NodeDaemon {
         const before = this.#membership.installed;
         this.#membership.commit(installation);
         if (mutation === 'ignore-fresh' && this.#membership.fresh !== null) this.#forgetFresh();
-        const isOther =
-          before.joinedEpoch !== installed.joinedEpoch || before.generation !== installed.generation;
-        if (isOther) this.#running?.resync.cancel('the membership has changed');
+        if (endsCopies(before, installed)) this.#running?.resync.cancel('the membership has changed');
         world.note(1, installed.epoch, () => `${this.#id} installs ${JSON.stringify(installed)}`);
         const isSkipped =
           (mutation === 'no-cut-on-rebuild' && installation.cut === 'all') ||

@@ -9,8 +9,9 @@ import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import type { Installation } from '../replication/membership.ts';
 import type { VolumeOptions } from '../worker/volume.ts';
+import { Copies, type ReadChunk, type RunningCopy } from './copies.ts';
 import { type Listener, listen } from './listen.ts';
-import type { ExportRecord, FromWorker, ToWorker, WorkerSettings } from './messages.ts';
+import type { CopyOrder, ExportRecord, FromWorker, ToWorker, WorkerSettings } from './messages.ts';
 import { createStats } from './stats.ts';
 
 const SLOTS_PER_WORKER = 4096;
@@ -43,6 +44,7 @@ export class DataPlane {
   readonly #records = new Map<string, ExportRecord>();
   readonly #pending = new Map<number, Pending>();
   readonly #ready: Promise<void>[] = [];
+  readonly #copies = new Copies((id, message) => this.#post(this.#ownerOf(id), message));
   #requests = 0;
   #stopping = false;
   /** The counters of each worker (stats.ts). */
@@ -130,6 +132,15 @@ export class DataPlane {
     await this.#askOwner(id, (request) => ({ type: 'checkpoint', request, id }));
   }
 
+  /** Begins to copy from another replica what a source reads. */
+  copy(order: Omit<CopyOrder, 'request' | 'window'>, read: ReadChunk): RunningCopy {
+    return this.#copies.start({ ...order, request: ++this.#requests }, read);
+  }
+
+  #ownerOf(id: string): RingWorker {
+    return this.#workers[ownerOf(id, this.#workers.length)]!;
+  }
+
   async #askOwner(id: string, message: (request: number) => ToWorker): Promise<void> {
     requireSuccess(id, await this.#ask([ownerOf(id, this.#workers.length)], message));
   }
@@ -176,6 +187,12 @@ export class DataPlane {
           this.#options.log.warn('the kernel refuses to register memory (RLIMIT_MEMLOCK); going without');
         }
         ready();
+        break;
+      case 'pull':
+        this.#copies.pull(message);
+        break;
+      case 'copied':
+        this.#copies.ended(message);
         break;
       case 'handover':
         this.#post(this.#workers[message.to]!, { type: 'adopt', handover: message.handover });

@@ -37,6 +37,35 @@ export interface Handover {
   readonly leftover: Uint8Array;
 }
 
+/** Chunks of a copy that are at work at a time, and their size: the memory between main thread and worker. */
+export const COPY_CHUNKS = 4;
+export const COPY_CHUNK_BYTES = 256 * 1024;
+
+/** Something to be copied from another replica. */
+export interface CopyOrder {
+  /** Names it, until `copied`. */
+  readonly request: number;
+  readonly id: string;
+  /** A repair writes only blocks that do not match their checksums. */
+  readonly what: 'rebuild' | 'reconcile' | 'repair';
+  /** What the source has written since, or has an intent for; or what is to be repaired. */
+  readonly regions: Uint32Array;
+  /** Of a rebuild: what was written here since then is copied, too. */
+  readonly sinceEpoch: number;
+  /** 0: no limit. */
+  readonly bytesPerSecond: number;
+  /** Chunk `i` is read into its place at `i * COPY_CHUNK_BYTES`. */
+  readonly window: SharedArrayBuffer;
+}
+
+export interface PulledChunk {
+  readonly request: number;
+  readonly index: number;
+  readonly error: string | null;
+  /** By block of 4096: 1 where the source has a hole. Its bytes in the window are zeroes. */
+  readonly holes: Uint8Array;
+}
+
 export type ToWorker =
   /** To the owner: opens the volume, and probes its file system. Answered by `opened`. */
   | (VolumeOptions & { readonly type: 'open'; readonly request: number })
@@ -58,6 +87,10 @@ export type ToWorker =
   | { readonly type: 'resize'; readonly request: number; readonly id: string; readonly sizeBytes: number }
   /** To the owner: what was written so far is on all in-sync replicas; answered when its intents are cleared. */
   | { readonly type: 'checkpoint'; readonly request: number; readonly id: string }
+  /** To the owner: begins a copy; answered by `copied` when nothing of it is at work any more. */
+  | ({ readonly type: 'copy' } & CopyOrder)
+  | ({ readonly type: 'pulled'; readonly id: string } & PulledChunk)
+  | { readonly type: 'endCopy'; readonly request: number; readonly id: string; readonly reason: string }
   | { readonly type: 'adopt'; readonly handover: Handover }
   /** Cuts every connection and ends the loop. */
   | { readonly type: 'stop' };
@@ -71,6 +104,18 @@ export type FromWorker =
       readonly canPunchHole: boolean;
       readonly canZeroRange: boolean;
     }
+  /** Of a copy: a chunk is to be read from the source. What was read so far. */
+  | {
+      readonly type: 'pull';
+      readonly request: number;
+      readonly index: number;
+      readonly offset: number;
+      readonly length: number;
+      readonly copiedBytes: number;
+      readonly totalBytes: number;
+    }
+  /** @param error null: everything is copied, and durable */
+  | { readonly type: 'copied'; readonly request: number; readonly error: string | null }
   | { readonly type: 'handover'; readonly to: number; readonly handover: Handover }
   | { readonly type: 'connectionFailed'; readonly reason: string }
   /** At most one a tick. */

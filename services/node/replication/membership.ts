@@ -30,6 +30,11 @@ export function prepareInstallation(before: Installed, order: InstallOrder): Ins
   return { installed, cut };
 }
 
+/** Whether an installation ends what the replica copies: another writer, or another rebuild. */
+export function endsCopies(before: Installed, after: Installed): boolean {
+  return before.generation !== after.generation || before.joinedEpoch !== after.joinedEpoch;
+}
+
 export class ReplicaMembership {
   #installed: Installed;
   #fresh: FreshMap | null = null;

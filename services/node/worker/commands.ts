@@ -3,10 +3,11 @@
  * answered later, when connections are gone, writes are over, or pages are durable.
  */
 
-import type { ExportRecord, FromWorker, ToWorker } from '../data/messages.ts';
-import type { Cut } from '../replication/membership.ts';
+import type { CopyOrder, ExportRecord, FromWorker, ToWorker } from '../data/messages.ts';
+import { type Cut, endsCopies } from '../replication/membership.ts';
 import type { Cleaner } from './cleaner.ts';
 import type { Connection } from './connection.ts';
+import type { Copier } from './copier.ts';
 import type { Engine } from './engine.ts';
 import { PAGE_IDLE } from './integrity.ts';
 import type { RegionCommitter } from './region-commit.ts';
@@ -48,6 +49,7 @@ export class Commands {
   readonly #engine: Engine;
   readonly #committer: RegionCommitter;
   readonly #cleaner: Cleaner;
+  readonly #copier: Copier;
   readonly #host: CommandsHost;
   readonly #post: (message: FromWorker) => void;
   #cuts: Cutting[] = [];
@@ -61,6 +63,7 @@ export class Commands {
     engine: Engine;
     committer: RegionCommitter;
     cleaner: Cleaner;
+    copier: Copier;
     host: CommandsHost;
     post: (message: FromWorker) => void;
   }) {
@@ -68,6 +71,7 @@ export class Commands {
     this.#engine = parts.engine;
     this.#committer = parts.committer;
     this.#cleaner = parts.cleaner;
+    this.#copier = parts.copier;
     this.#host = parts.host;
     this.#post = parts.post;
   }
@@ -86,6 +90,7 @@ export class Commands {
         return;
       case 'retire':
         this.exports.delete(message.id);
+        this.#endCopies(message.id);
         this.#cut(message.id, 'all', 0, () => this.#retire({ request, id: message.id }));
         return;
       case 'install':
@@ -94,6 +99,15 @@ export class Commands {
       case 'trust':
         this.#host.trust(message.key);
         this.#done(request);
+        return;
+      case 'pulled':
+        this.#copier.pulled(message);
+        return;
+      case 'endCopy':
+        this.#copier.cancel(request, message.reason);
+        return;
+      case 'copy':
+        this.#copy(message);
         return;
       default: {
         const volume = this.#volumes.get(message.id);
@@ -105,7 +119,10 @@ export class Commands {
 
   #runOn(
     volume: Volume,
-    message: Exclude<Command, { type: 'open' | 'publish' | 'retire' | 'install' | 'trust' }>,
+    message: Exclude<
+      Command,
+      { type: 'open' | 'publish' | 'retire' | 'install' | 'trust' | 'pulled' | 'endCopy' | 'copy' }
+    >,
   ): void {
     const { request } = message;
     switch (message.type) {
@@ -163,12 +180,30 @@ export class Commands {
     const record = this.exports.get(id);
     if (record !== undefined) this.exports.set(id, { ...record, installed });
     const volume = this.#volumes.get(id);
+    const before = volume?.membership?.installed;
+    if (volume !== undefined && before !== undefined && endsCopies(before, installed)) {
+      this.#copier.cancelAll(volume, 'the membership has changed');
+    }
     // From here on sessions are judged by it.
     volume?.install(message);
     this.#cut(id, cut, installed.generation, () => {
       if (volume === undefined) this.#done(request);
       else this.#tag(request, volume, installed.epoch);
     });
+  }
+
+  #copy(order: CopyOrder): void {
+    const volume = this.#volumes.get(order.id);
+    if (volume === undefined || !this.exports.has(order.id)) {
+      this.#post({ type: 'copied', request: order.request, error: 'the replica is not here' });
+    } else {
+      this.#copier.start(order, volume);
+    }
+  }
+
+  #endCopies(id: string): void {
+    const volume = this.#volumes.get(id);
+    if (volume !== undefined) this.#copier.cancelAll(volume, 'the replica is being removed');
   }
 
   /** Cuts connections of an export; `done` runs when nothing of theirs is at work any more. */

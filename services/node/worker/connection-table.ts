@@ -3,7 +3,7 @@
  * which of them something happened to since the last batch.
  */
 import { BLOCK_BYTES_MAX, BufferPool, NO_BLOCK, UNIT_BYTES } from './buffer-pool.ts';
-import { Connection } from './connection.ts';
+import { CLOSING, Connection, LOCAL } from './connection.ts';
 import type { NodeMemory } from './node-io.ts';
 import { TX_ORDER } from './transmitter.ts';
 
@@ -12,6 +12,8 @@ const RX_ORDER_HANDSHAKE = 2;
 const RX_ORDER = 5;
 /** Connections that may have a large receive block; the others do with the one of their handshake. */
 const LARGE_RX_COUNT = 64;
+/** Copies and scrubs at once. */
+const LOCALS_MAX = 32;
 /** What a connection needs from its first byte on. */
 const CONNECTION_BYTES_MIN = (UNIT_BYTES << RX_ORDER_HANDSHAKE) + (UNIT_BYTES << TX_ORDER);
 
@@ -27,8 +29,10 @@ export class ConnectionTable {
   #end = 0;
   readonly #pool: BufferPool;
   readonly #bytes: Uint8Array;
+  readonly #connectionsMax: number;
   readonly #connections: (Connection | null)[];
   readonly #freeIndexes: number[] = [];
+  readonly #freeLocals: number[] = [];
   readonly #touched: Int32Array;
   #touchedCount = 0;
 
@@ -36,9 +40,11 @@ export class ConnectionTable {
   constructor(connectionsMax: number, memory: NodeMemory, base: number) {
     this.#pool = new BufferPool(connectionPoolBytes(connectionsMax), base);
     this.#bytes = memory.bytes;
-    this.#connections = new Array<Connection | null>(connectionsMax).fill(null);
+    this.#connectionsMax = connectionsMax;
+    this.#connections = new Array<Connection | null>(connectionsMax + LOCALS_MAX).fill(null);
     for (let i = connectionsMax - 1; i >= 0; i--) this.#freeIndexes.push(i);
-    this.#touched = new Int32Array(connectionsMax);
+    for (let i = LOCALS_MAX - 1; i >= 0; i--) this.#freeLocals.push(connectionsMax + i);
+    this.#touched = new Int32Array(connectionsMax + LOCALS_MAX);
   }
 
   /** For loops over all: indexes from 0 to before this one may be taken. */
@@ -81,7 +87,7 @@ export class ConnectionTable {
   /** Gives a large receive block, if one can be spared: a small one serves too, only in smaller batches. */
   enlarge(connection: Connection): void {
     // Those still to be let in come first.
-    const owed = (this.#connections.length - this.count) * CONNECTION_BYTES_MIN;
+    const owed = (this.#connectionsMax - this.count) * CONNECTION_BYTES_MIN;
     const spare = this.#pool.freeBytes - owed;
     const block = spare >= UNIT_BYTES << RX_ORDER ? this.#pool.allocate(RX_ORDER) : NO_BLOCK;
     if (block === NO_BLOCK) return;
@@ -102,9 +108,32 @@ export class ConnectionTable {
     this.#freeIndexes.push(index);
     this.count--;
     while (this.#end > 0 && this.#connections[this.#end - 1] === null) this.#end--;
+    this.#untouch(connection);
+  }
+
+  /** One without socket and blocks, that slots may belong to; null: there are too many. Not in loops over all. */
+  admitLocal(): Connection | null {
+    const index = this.#freeLocals.pop();
+    if (index === undefined) return null;
+    const connection = new Connection(index, -1, 0);
+    connection.phase = LOCAL;
+    this.#connections[index] = connection;
+    return connection;
+  }
+
+  /** No slot may belong to it. */
+  releaseLocal(connection: Connection): void {
+    // Whoever still has it in a queue passes it over.
+    connection.phase = CLOSING;
+    this.#connections[connection.index] = null;
+    this.#freeLocals.push(connection.index);
+    this.#untouch(connection);
+  }
+
+  #untouch(connection: Connection): void {
     if (!connection.dirty) return;
     connection.dirty = false;
-    const at = this.#touched.indexOf(index);
+    const at = this.#touched.indexOf(connection.index);
     this.#touched[at] = this.#touched[--this.#touchedCount]!;
   }
 

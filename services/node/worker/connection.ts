@@ -18,6 +18,8 @@ export const TRANSMISSION = 1;
 export const DRAINING = 2;
 export const CLOSING = 3;
 export const ENTERING = 4;
+/** No socket: a copy from another replica (copier.ts). */
+export const LOCAL = 5;
 
 export class Connection {
   readonly index: number;

@@ -7,6 +7,7 @@
  *   WRITE_ZEROES               parts of blocks as above ─▶ punch (NO_HOLE: zero, or punch and allocate) ─▶ FUA: sync ─▶ done
  *   TRIM                       punch ─▶ FUA: sync ────────────────────────▶ done
  *   FLUSH                      sync ──────────────────────────────────────▶ done
+ *   COPY                       read, punch, write, as its steps say ──────▶ done          (copier.ts)
  *
  * What writes waits for overlapping writes first (write-order.ts), then until its regions are marked on the disk
  * (integrity.ts). Everything read is verified, also for a merge. A read beside a write in flight may see half of it: it is
@@ -20,9 +21,13 @@ import { ChecksumBatch } from './checksum-batch.ts';
 import type { Connection } from './connection.ts';
 import { EBADMSG, EIO, nbdErrorOf } from './disk-errors.ts';
 import {
+  CMD_COPY,
   changesData,
   FileOperations,
   STEP_ALLOCATE,
+  STEP_COPY_PUNCH,
+  STEP_COPY_READ,
+  STEP_COPY_WRITE,
   STEP_DEALLOCATE,
   STEP_READ,
   STEP_READ_HEAD,
@@ -57,7 +62,17 @@ export interface EngineHost {
   regionsChanged(volume: Volume, page: number): void;
 }
 
+/** Who goes through a copy's steps: the blocks of another replica that are written into a range of their own. */
+export interface CopySteps {
+  /** The range is the slot's own, its regions are marked: the first step. */
+  copyGranted(slot: number): void;
+  /** A step is over. @param matches of STEP_COPY_READ: whether the block is what was once written */
+  copyStep(slot: number, step: number, matches: boolean): void;
+}
+
 export class Engine {
+  /** Set once, before the first copy. */
+  copies: CopySteps | null = null;
   readonly #slots: Slots;
   readonly #memory: RequestMemory;
   readonly #files: FileOperations;
@@ -123,7 +138,8 @@ export class Engine {
   /** Completion of the slot's operation. */
   complete(slot: number, result: number): void {
     if (result < 0) {
-      this.#diskError(slot, -result);
+      if (this.#slots.step[slot] === STEP_COPY_READ) this.copies!.copyStep(slot, STEP_COPY_READ, false);
+      else this.#diskError(slot, -result);
       return;
     }
     switch (this.#slots.step[slot]) {
@@ -137,6 +153,12 @@ export class Engine {
       case STEP_SYNC:
         this.#finish(slot, nbd.NBD_OK);
         break;
+      case STEP_COPY_PUNCH: {
+        const start = this.#slots.spanBlock[slot]!;
+        this.#volumeOf(slot).integrity.zeroed(start, start + this.#slots.spanLength[slot]! / UNIT_BYTES);
+        this.copies!.copyStep(slot, STEP_COPY_PUNCH, true);
+        break;
+      }
       default:
         this.#transferred(slot, result);
     }
@@ -220,10 +242,19 @@ export class Engine {
     const step = slots.step[slot]!;
     const first = slots.spanBlock[slot]!;
     const count = slots.spanLength[slot]! / UNIT_BYTES;
-    if (step === STEP_WRITE || step === STEP_WRITE_EDGE) {
+    if (step === STEP_WRITE || step === STEP_WRITE_EDGE || step === STEP_COPY_WRITE) {
       this.#batch.store(entry, integrity.checksums, first, count);
       if (step === STEP_WRITE) this.#finish(slot, nbd.NBD_OK);
-      else this.#nextEdge(slot, first + 1);
+      else if (step === STEP_WRITE_EDGE) this.#nextEdge(slot, first + 1);
+      else this.copies!.copyStep(slot, step, true);
+      return;
+    }
+    if (step === STEP_COPY_READ) {
+      this.copies!.copyStep(
+        slot,
+        step,
+        this.#batch.mismatch(entry, integrity.checksums, first, count) === -1,
+      );
       return;
     }
     const wrong = this.#batch.mismatch(entry, integrity.checksums, first, count);
@@ -305,6 +336,7 @@ export class Engine {
   /** While the replica is being rebuilt: what this write changes is not to be overwritten with older content. */
   #noteFresh(volume: Volume, slot: number): void {
     const slots = this.#slots;
+    if (slots.type[slot] === CMD_COPY) return;
     if (slots.type[slot] === nbd.NBD_CMD_TRIM) {
       // Whole blocks only; the rest is left as it is, here as at the source.
       const start = slots.rangeStart[slot]!;
@@ -329,6 +361,9 @@ export class Engine {
       }
       case nbd.NBD_CMD_TRIM:
         this.#fallocate(slot, STEP_DEALLOCATE, PUNCH);
+        break;
+      case CMD_COPY:
+        this.copies!.copyGranted(slot);
         break;
       default:
         this.#nextEdge(slot, this.#slots.rangeStart[slot]!);
@@ -380,6 +415,28 @@ export class Engine {
 
   #noHole(slot: number): boolean {
     return (this.#slots.flags[slot]! & nbd.NBD_CMD_FLAG_NO_HOLE) !== 0;
+  }
+
+  // Steps of a copy, on blocks of its range
+
+  /** Reads a block into the slot's scratch block. */
+  copyRead(slot: number, block: number): void {
+    const scratch = this.#slots.scratch[slot]!;
+    this.#files.read(this.#volumeOf(slot).fd, slot, STEP_COPY_READ, block, UNIT_BYTES, scratch);
+  }
+
+  /** Writes blocks from the position `at`. */
+  copyWrite(slot: number, block: number, count: number, at: number): void {
+    this.#files.write(this.#volumeOf(slot).fd, slot, STEP_COPY_WRITE, block, count * UNIT_BYTES, at);
+  }
+
+  copyPunch(slot: number, block: number, count: number): void {
+    this.#files.punch(this.#volumeOf(slot).fd, slot, block, count);
+  }
+
+  /** The last step is over: the range is given back. */
+  copyDone(slot: number, error: number): void {
+    this.#finish(slot, error);
   }
 
   // The end

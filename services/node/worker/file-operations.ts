@@ -5,7 +5,7 @@
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import { BLOCK_MASK, blockFrom } from './block-math.ts';
 import { UNIT_BYTES } from './buffer-pool.ts';
-import type { NodeIo } from './node-io.ts';
+import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, type NodeIo } from './node-io.ts';
 import type { Slots } from './slots.ts';
 
 export const STEP_READ = 1;
@@ -17,6 +17,12 @@ export const STEP_DEALLOCATE = 6;
 export const STEP_ALLOCATE = 7;
 export const STEP_READ_EDGE = 8;
 export const STEP_WRITE_EDGE = 9;
+export const STEP_COPY_READ = 10;
+export const STEP_COPY_WRITE = 11;
+export const STEP_COPY_PUNCH = 12;
+
+/** Type of a slot that belongs to no client: blocks of another replica are written (copier.ts). */
+export const CMD_COPY = 0xf0;
 
 /** What `continueTransfer` answers. */
 export const TRANSFER_DONE = 0;
@@ -25,9 +31,11 @@ export const TRANSFER_CUT = 2;
 
 /** Whether a failure of this step leaves unknown content. */
 export function changesData(step: number): boolean {
-  return (
-    step === STEP_WRITE || step === STEP_WRITE_EDGE || step === STEP_DEALLOCATE || step === STEP_ALLOCATE
-  );
+  return isWrite(step) || step === STEP_DEALLOCATE || step === STEP_ALLOCATE || step === STEP_COPY_PUNCH;
+}
+
+function isWrite(step: number): boolean {
+  return step === STEP_WRITE || step === STEP_WRITE_EDGE || step === STEP_COPY_WRITE;
 }
 
 export class FileOperations {
@@ -72,6 +80,15 @@ export class FileOperations {
     this.#io.fallocate(fd, mode, start, slots.wholeEnd[slot]! - start, slot);
   }
 
+  /** Punches some blocks of a copy's range. */
+  punch(fd: number, slot: number, block: number, count: number): void {
+    const slots = this.#slots;
+    slots.step[slot] = STEP_COPY_PUNCH;
+    slots.spanBlock[slot] = block;
+    slots.spanLength[slot] = count * UNIT_BYTES;
+    this.#io.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, block, count, slot);
+  }
+
   /** After a transfer of `result` bytes: begins that of the rest, if there is one. */
   continueTransfer(fd: number, slot: number, result: number): number {
     const slots = this.#slots;
@@ -83,7 +100,7 @@ export class FileOperations {
     const at = slots.ioAt[slot]! + result;
     const step = slots.step[slot]!;
     this.#note(slot, step, block, rest, at);
-    if (step === STEP_WRITE || step === STEP_WRITE_EDGE) {
+    if (isWrite(step)) {
       this.#io.write(fd, block, at, rest, this.isDurable(slot), slot);
     } else {
       this.#io.read(fd, block, at, rest, slot);

@@ -17,8 +17,17 @@ import { Admission } from './admission.ts';
 import { BufferPool, UNIT_BYTES } from './buffer-pool.ts';
 import { CLEAN_BASE, Cleaner } from './cleaner.ts';
 import { Commands } from './commands.ts';
-import { CLOSING, type Connection, DRAINING, ENTERING, HANDSHAKE, TRANSMISSION } from './connection.ts';
+import {
+  CLOSING,
+  type Connection,
+  DRAINING,
+  ENTERING,
+  HANDSHAKE,
+  LOCAL,
+  TRANSMISSION,
+} from './connection.ts';
 import { ConnectionTable } from './connection-table.ts';
+import { Copier } from './copier.ts';
 import { EIO } from './disk-errors.ts';
 import { Engine } from './engine.ts';
 import type { Incoming } from './incoming.ts';
@@ -51,6 +60,7 @@ export class NodeServer {
   readonly #committer: RegionCommitter;
   readonly #cleaner: Cleaner;
   readonly #commands: Commands;
+  readonly #copier: Copier;
   readonly #lifecycle: Lifecycle;
   #stopped = false;
   #checksumReported = false;
@@ -80,7 +90,12 @@ export class NodeServer {
     const transmitter = new Transmitter({ slots, memory, engine, io, host: this, stats });
     const committer = new RegionCommitter(io, pool, this);
     const cleaner = new Cleaner(io, committer, this);
-    const commands = new Commands({ volumes, engine, committer, cleaner, host: this, post });
+    const nodeMemory = io.memory;
+    const copier = new Copier({
+      ...{ slots, memory, admission, engine, connections, nodeMemory, host: this, post },
+    });
+    engine.copies = copier;
+    const commands = new Commands({ volumes, engine, committer, cleaner, copier, host: this, post });
     this.#lifecycle = new Lifecycle({
       ...{ settings, io, post, stats, slots, memory, connections, volumes },
       ...{ exports: commands.exports, engine, receiver, transmitter, host: this },
@@ -100,6 +115,7 @@ export class NodeServer {
     this.#committer = committer;
     this.#cleaner = cleaner;
     this.#commands = commands;
+    this.#copier = copier;
     io.sink = this;
   }
 
@@ -120,6 +136,7 @@ export class NodeServer {
       case 'stop':
         this.#lifecycle.stopping = true;
         this.#lifecycle.closeAll(() => true);
+        this.#copier.cancelAll(null, 'the node is stopping');
         this.#stopIfDone();
         break;
       default:
@@ -181,6 +198,7 @@ export class NodeServer {
         if (volume.integrity.lostChecksums) this.volumeFailed(volume, EIO);
       }
     }
+    this.#copier.onTick();
     this.#lifecycle.onTick(nowMs, this.#admission.someoneWaits);
   }
 
@@ -201,6 +219,9 @@ export class NodeServer {
           break;
         case ENTERING:
           break;
+        case LOCAL:
+          this.#copier.serve(connection);
+          break;
         default:
           this.#lifecycle.releaseIfIdle(connection);
       }
@@ -209,7 +230,7 @@ export class NodeServer {
 
   #stopIfDone(): void {
     if (!this.#lifecycle.stopping || this.#stopped || this.#connections.count > 0) return;
-    if (!this.#committer.idle || !this.#cleaner.idle) return;
+    if (!this.#committer.idle || !this.#cleaner.idle || !this.#copier.idle) return;
     this.#stopped = true;
     this.#onStopped();
   }

@@ -42,6 +42,8 @@ export class Volume {
   cleanings = 0;
   checkpointing = false;
   cleanCursor = 0;
+  /** Copies from other replicas under way. */
+  copies = 0;
   cleanedStamp = 0;
 
   constructor(options: VolumeOptions, io: NodeIo, slots: Slots) {
@@ -81,6 +83,6 @@ export class Volume {
 
   /** Whether an operation of its own, not of a request, is under way. */
   get busy(): boolean {
-    return this.cleanings > 0 || this.integrity.busyPages > 0;
+    return this.cleanings > 0 || this.copies > 0 || this.integrity.busyPages > 0;
   }
 }
