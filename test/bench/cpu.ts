@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 
 /** USER_HZ, the unit of every time in /proc (time(7)). */
-const JIFFY_US = 10_000;
+export const JIFFY_US = 10_000;
 
 /** Time that all CPUs were busy, from the first line of /proc/stat: user, nice, system, irq, softirq, steal. */
 export function busyUs(line: string): number {
@@ -42,6 +42,17 @@ export function processTimes(line: string): ProcessTimes | null {
     ownUs: (at(14) + at(15)) * JIFFY_US,
     childrenUs: (at(16) + at(17)) * JIFFY_US,
   };
+}
+
+/** CPU time so far of the threads whose name contains `name`, from the lines of their stat files. */
+export function threadsUs(stats: string, name: string): number {
+  let total = 0;
+  for (const line of stats.split('\n')) {
+    const close = line.lastIndexOf(')');
+    if (close >= 0 && line.slice(line.indexOf('('), close).includes(name))
+      total += processTimes(line)?.ownUs ?? 0;
+  }
+  return total;
 }
 
 /** CPU time of a process and all its descendants so far. Servers that fork for each client are counted whole. */

@@ -15,6 +15,8 @@ import { suiteNode } from './suite-node.ts';
 const SUITES: Readonly<Record<string, Suite>> = { first: suiteFirst, node: suiteNode, agent: suiteAgent };
 
 const INTERRUPT_MS_MAX = 15_000;
+const PATIENCE_S = 600;
+const QUICK_PATIENCE_S = 60;
 
 const USAGE = `usage: npm run bench -- [first|node|agent] [options]
   first   our device, fused and copy, against the kernel's nbd client, in the VM (default)
@@ -23,6 +25,7 @@ const USAGE = `usage: npm run bench -- [first|node|agent] [options]
   --quick         few jobs (unless --only), short runs
   --rounds N      how often each cell is measured
   --server NAME   first, agent: node (ours) or nbdkit
+  --patience S    for how long cells may wait for a quiet host, all in all
   --only LIST     only jobs whose name contains one of these, such as '4k read,64k'
   --section LIST  agent: some of tap, loopback, peer, separated by commas
   --device LIST   agent: these devices, such as nbd-client,fused-zc,fused-zc-x2; see test/bench/README.md
@@ -43,6 +46,9 @@ async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
   const rounds = values.rounds === undefined ? null : Number(values.rounds);
   if (rounds !== null && !(Number.isInteger(rounds) && rounds >= 1)) throw usageError('--rounds: 1 or more');
 
+  const patienceS = Number(values.patience ?? (values.quick ? QUICK_PATIENCE_S : PATIENCE_S));
+  if (!(patienceS >= 0)) throw usageError('--patience: seconds');
+
   const startedAt = new Date().toISOString();
   const startMs = performance.now();
   const say = (message: string): void => {
@@ -57,6 +63,7 @@ async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
     only: values.only ?? null,
     sections: values.section?.split(',') ?? null,
     devices: values.device?.split(',') ?? null,
+    patienceMs: patienceS * 1000,
     cleanup,
     signal,
     onProgress: say,
@@ -104,6 +111,7 @@ function parseArguments() {
       options: {
         quick: { type: 'boolean', default: false },
         rounds: { type: 'string' },
+        patience: { type: 'string' },
         server: { type: 'string' },
         only: { type: 'string' },
         section: { type: 'string' },

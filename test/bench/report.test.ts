@@ -27,6 +27,7 @@ function run(names: string[], iops: (name: string) => number) {
       brokenCompetitor('broken', new Error('no such device')),
     ],
     rounds: 3,
+    patienceMs: 0,
     onSample: () => {},
     signal: new AbortController().signal,
   });

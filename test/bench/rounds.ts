@@ -1,6 +1,7 @@
 /** Runs every job on every competitor, round after round, interleaved: A B C, B C A, C A B … */
 import { toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Job } from './fio.ts';
+import { QuietTimes } from './neighbours.ts';
 
 /** What one run of one job found; times are microseconds per I/O unless the name says otherwise. */
 export interface Metrics {
@@ -26,6 +27,8 @@ export interface Metrics {
   readonly sqesPerIo?: number;
   /** Of the sends without a copy, those that the kernel copied after all. */
   readonly copiedShare?: number;
+  /** What others on this host had of one CPU meanwhile. */
+  readonly othersShare?: number;
 }
 
 export type MetricName = keyof Metrics;
@@ -67,6 +70,8 @@ export interface RoundsOptions {
   readonly competitors: readonly Competitor[];
   readonly rounds: number;
   readonly onSample: (sample: Sample, done: number, total: number) => void;
+  /** For how long, all in all, cells may wait for a quiet host, and be repeated because it was not. */
+  readonly patienceMs: number;
   /** Once aborted, no further cell is begun. */
   readonly signal: AbortSignal;
 }
@@ -74,6 +79,7 @@ export interface RoundsOptions {
 /** Never throws: a cell that fails is a sample that says so. */
 export async function runRounds(options: RoundsOptions): Promise<Sample[]> {
   const { jobs, competitors, rounds, onSample, signal } = options;
+  const quiet = new QuietTimes(options.patienceMs);
   const samples: Sample[] = [];
   const total = rounds * jobs.length * competitors.length;
   for (let round = 0; round < rounds; round++) {
@@ -84,7 +90,8 @@ export async function runRounds(options: RoundsOptions): Promise<Sample[]> {
         const cell = { job: job.name, competitor: competitor.name, round };
         let sample: Sample;
         try {
-          sample = { ...cell, metrics: await competitor.measure(job), failure: null };
+          const { measured, othersShare } = await quiet.measure(() => competitor.measure(job));
+          sample = { ...cell, metrics: { ...measured, othersShare }, failure: null };
         } catch (error) {
           // The end of everything is no cell's failure.
           if (signal.aborted) return samples;

@@ -40,6 +40,7 @@ export const GUEST_LAYOUT: ReportLayout = {
     { metric: 'entersPerIo', title: 'enters/IO' },
     { metric: 'sqesPerIo', title: 'SQEs/IO' },
     { metric: 'copiedShare', title: 'zc copied %', scale: 100 },
+    { metric: 'othersShare', title: 'others %', scale: 100 },
   ],
 };
 

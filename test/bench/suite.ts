@@ -15,6 +15,8 @@ export interface SuiteOptions {
   /** By name, of those that the suite has; null: its own choice. */
   readonly sections: readonly string[] | null;
   readonly devices: readonly string[] | null;
+  /** See RoundsOptions. */
+  readonly patienceMs: number;
   readonly cleanup: Cleanup;
   readonly signal: AbortSignal;
   readonly onProgress: (message: string) => void;
