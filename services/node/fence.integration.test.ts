@@ -26,6 +26,7 @@ test('fencing and deleting cut exactly the connections they must', async (t) => 
     log,
     onWorkerLost: (error) => assert.fail(error),
     onVolumeFailed: (id) => assert.fail(id),
+    onDamage: (id) => assert.fail(id),
   });
   t.after(async () => {
     await plane.stop();

@@ -32,6 +32,7 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
   lifecycle.onStop('store', () => store.close());
   keepNodeId(config.dataDir, config.id);
 
+  let registration: Registration | null = null;
   const plane = await DataPlane.start({
     ...config,
     port: config.nbdPort,
@@ -45,9 +46,11 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
       log.error({ volume: id, errno: errnoName(errno) }, 'the data file of a replica fails');
       volumes.noteFailure(id, errno);
     },
+    onDamage: (id, offset) => registration?.reportDamage(id, offset),
   });
   lifecycle.onStop('data plane', async () => {
     await volumes.resyncs.stop();
+    await volumes.scrubs.stop();
     await plane.stop();
     volumes.seal();
   });
@@ -64,7 +67,6 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
   }
 
   const nbdAddress = config.advertise ?? `${bracketed(config.host)}:${plane.port}`;
-  let registration: Registration | null = null;
   if (config.control !== null) {
     const { control, id: nodeId, zone } = config;
     const version = readVersion();

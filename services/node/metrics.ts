@@ -80,6 +80,15 @@ export function createNodeMetrics(plane: DataPlane, store: ReplicaStore, volumes
       this.inc(volumes.resyncs.receivedBytes);
     },
   });
+  new Counter({
+    name: 'blockwire_node_scrub_differences_total',
+    help: 'regions in which a scrub found other content than at the other replica, with good checksums on both sides',
+    registers,
+    collect() {
+      this.reset();
+      this.inc(volumes.scrubs.differingCount);
+    },
+  });
   gauge('replicas', 'replicas that are served', () => store.replicas.size);
   gauge('replicas_damaged', 'replicas that cannot be served', () => store.damaged.size);
   gauge('replicas_buffered', 'replicas whose file system refuses O_DIRECT', () =>

@@ -1,7 +1,7 @@
 /** Rebuilds, reconciling and fencing between real processes, over real NBD, with a writer at work. */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { readFileSync, statSync, writeFileSync } from 'node:fs';
+import { closeSync, fsyncSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { Mirror, TestCluster, type TestNode, VOLUME } from './testing/cluster.ts';
@@ -231,4 +231,67 @@ test('after a power failure with intents a replica lets nobody in, until it is r
   assert.equal(await cluster.rebuilt(3), '');
   assert.equal(await b.install(2, 4), '');
   assert.ok((await b.content(2, 16 * MIB)).equals(mirror.expected), 'its own intents were copied');
+});
+
+/** Changes a block behind the node's back. */
+function rot(node: TestNode, offset: number): void {
+  const fd = openSync(join(node.dataDir, 'replicas', VOLUME, 'data'), 'r+');
+  writeSync(fd, Buffer.alloc(4096, 0xee), 0, 4096, offset);
+  fsyncSync(fd);
+  closeSync(fd);
+}
+
+test('damage is reported once, repaired from the other replica under a writer, and nothing else is touched', async (t) => {
+  const cluster = await TestCluster.start(t);
+  const sizeBytes = 32 * MIB;
+  const { nodes, mirror } = await pair(cluster, sizeBytes, 16 * MIB);
+  const [a, b] = nodes;
+  rot(b, 3 * MIB + 8192);
+  const reader = await b.open('reader', 2, null);
+  await assert.rejects(reader.read(3 * MIB, 65_536), /read failed: 5/);
+  await assert.rejects((await b.open('reader', 2, null)).read(3 * MIB + 8192, 512), /read failed: 5/);
+  await eventually('the report', () => cluster.control.damages.length > 0);
+  assert.deepEqual(cluster.control.damages, [{ nodeId: b.id, volumeId: VOLUME, regions: [3] }]);
+  const writer = writeOnAndOn(mirror, 0, 3);
+  const repair = { order: a.order(2, 2), regions: [3, 9] };
+  assert.equal(await cluster.command(b, { repair }), '');
+  await writer.stop();
+  assert.equal(
+    await b.process!.metric('blockwire_node_written_bytes_total'),
+    await a.process!.metric('blockwire_node_written_bytes_total'),
+  );
+  for (const node of nodes) assert.ok((await node.content(2, sizeBytes)).equals(mirror.expected), node.id);
+  const health = (await (await fetch(`${b.process!.metrics}/healthz`)).json()) as { healthy: boolean };
+  assert.equal(health.healthy, true);
+  mirror.close();
+});
+
+test('a scrub under a writer repairs what is rotten, and says where two good replicas differ', async (t) => {
+  const cluster = await TestCluster.start(t);
+  const sizeBytes = 32 * MIB;
+  const { nodes, mirror } = await pair(cluster, sizeBytes, 16 * MIB);
+  const [a, b] = nodes;
+  rot(b, 5 * MIB);
+  // A client of one replica alone: both checksums are good, and the content differs.
+  const client = await a.open('client', 2, null);
+  assert.equal(await client.write(7 * MIB, Buffer.alloc(512, 1)), 0);
+  client.close();
+  const writer = writeOnAndOn(mirror, 0, 3);
+  const scrub = { order: a.order(2, 2), bytesPerSecond: 64 * MIB };
+  assert.equal(await cluster.command(b, { scrub }), '');
+  assert.equal(await cluster.command(b, { scrub }), '', 'it goes on');
+  for (let i = 0; i < 4 && cluster.control.scrubs.length === 0; i++) {
+    await eventually('its end', () => cluster.control.scrubs.length > 0).catch(() => undefined);
+  }
+  const written = await writer.stop();
+  const [report] = cluster.control.scrubs;
+  assert.deepEqual(report, {
+    ...{ nodeId: b.id, volumeId: VOLUME, scannedBytes: 16 * MIB, error: '' },
+    ...{ mismatchedRegions: 2, repairedRegions: 1 },
+  });
+  assert.ok(written > 50, `the writer wrote ${written} times beside it`);
+  assert.equal(await b.process!.metric('blockwire_node_scrub_differences_total'), 1);
+  assert.match(b.process!.log(), /nobody can tell which one is right/);
+  assert.ok((await b.content(2, sizeBytes)).equals(mirror.expected));
+  mirror.close();
 });

@@ -24,6 +24,7 @@ test('registers, carries out commands, answers with stable codes, and comes back
     hold: async (id) => void done.push(`hold ${id}`),
     unhold: async (id) => void done.push(`unhold ${id}`),
     copy: () => assert.fail('nothing is copied'),
+    peek: () => assert.fail('nothing is compared'),
     resize: async (id, sizeBytes) => void done.push(`resize ${id} ${sizeBytes}`),
   };
   const volumes = new Volumes({ store, server, log });

@@ -3,19 +3,26 @@
  * needs none of it: while the control plane is away the node serves on.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { createNodesClient, nodesMethods, unary } from '@blockwire/proto/control/client.ts';
+import {
+  createNodesClient,
+  nodesMethods,
+  type UnaryOptions,
+  unary,
+} from '@blockwire/proto/control/client.ts';
 import { toRpcError } from '@blockwire/proto/control/errors.ts';
 import type { InstallEpoch, NodeCommand, NodesClient } from '@blockwire/proto/control/types.ts';
 import { ControlSession } from '@blockwire/shared/control-session.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import type { InstallOrder } from './replication/admission.ts';
-import type { RebuildReport, ResyncOrder } from './resync/resyncs.ts';
+import type { ResyncOrder } from './resync/resyncs.ts';
+import { REGION_SIZE_BYTES } from './store/region-table.ts';
 import type { ReplicaStore } from './store/replica-store.ts';
 import type { Volumes } from './volumes.ts';
 
 const CALL_TIMEOUT_MS = 10_000;
 const REPORT_RETRY_MS = 500;
+const DAMAGE_MS_MIN = 60_000;
 
 export interface RegistrationOptions {
   /** host:port of the control plane's gRPC. */
@@ -49,6 +56,8 @@ export class Registration {
   readonly #client: NodesClient;
   readonly #session: ControlSession<NodeCommand>;
   readonly #stop = new AbortController();
+  /** When damage was told last, by volume and region. */
+  readonly #damages = new Map<string, number>();
 
   constructor(options: RegistrationOptions) {
     this.#options = options;
@@ -72,8 +81,23 @@ export class Registration {
   async stop(): Promise<void> {
     this.#stop.abort();
     await this.#options.volumes.resyncs.stop();
+    await this.#options.volumes.scrubs.stop();
     await this.#session.stop();
     this.#client.close();
+  }
+
+  /** A block does not match its checksum. Told once for each region and minute. */
+  reportDamage(exportId: string, offset: number): void {
+    // A snapshot is no replica that another one could repair.
+    if (exportId.includes('@')) return;
+    const region = Math.floor(offset / REGION_SIZE_BYTES);
+    const key = `${exportId}/${region}`;
+    const nowMs = performance.now();
+    for (const [told, atMs] of this.#damages) if (nowMs - atMs > DAMAGE_MS_MIN) this.#damages.delete(told);
+    if (this.#damages.has(key)) return;
+    this.#damages.set(key, nowMs);
+    const damage = { nodeId: this.#options.nodeId, volumeId: exportId, regions: [region] };
+    void this.#report((options) => unary(this.#client, nodesMethods().ReportDamage, damage, options));
   }
 
   async #register(signal: AbortSignal): Promise<number> {
@@ -122,13 +146,11 @@ export class Registration {
   }
 
   /** Until the control plane has answered: it waits for it. */
-  async #reportRebuild(report: RebuildReport): Promise<void> {
-    const { nodeId } = this.#options;
+  async #report(send: (options: UnaryOptions) => Promise<unknown>): Promise<void> {
     const { signal } = this.#stop;
     while (!signal.aborted) {
       try {
-        const options = { timeoutMs: CALL_TIMEOUT_MS, signal };
-        await unary(this.#client, nodesMethods().ReportRebuild, { nodeId, ...report }, options);
+        await send({ timeoutMs: CALL_TIMEOUT_MS, signal });
         return;
       } catch {
         await sleep(REPORT_RETRY_MS, undefined, { signal }).catch(() => {});
@@ -137,7 +159,7 @@ export class Registration {
   }
 
   async #apply(command: NodeCommand): Promise<void> {
-    const { volumes } = this.#options;
+    const { volumes, nodeId } = this.#options;
     switch (command.action) {
       case 'createReplica':
         return volumes.create(command.createReplica!);
@@ -158,7 +180,19 @@ export class Registration {
       case 'rebuild': {
         const { order, sinceEpoch, joinedEpoch, bytesPerSecond } = command.rebuild!;
         const rebuild = { ...resyncOrder(order), sinceEpoch, joinedEpoch, bytesPerSecond };
-        return volumes.rebuild(rebuild, (report) => void this.#reportRebuild(report));
+        return volumes.rebuild(rebuild, (report) => {
+          void this.#report((options) =>
+            unary(this.#client, nodesMethods().ReportRebuild, { nodeId, ...report }, options),
+          );
+        });
+      }
+      case 'scrub': {
+        const { order, bytesPerSecond } = command.scrub!;
+        return volumes.scrub(resyncOrder(order), bytesPerSecond, (report) => {
+          void this.#report((options) =>
+            unary(this.#client, nodesMethods().ReportScrub, { nodeId, ...report }, options),
+          );
+        });
       }
       case 'repair':
         return volumes.repair(resyncOrder(command.repair!.order), command.repair!.regions);

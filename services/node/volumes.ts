@@ -7,8 +7,10 @@ import type { Logger } from '@blockwire/shared/log.ts';
 import type { ReadChunk, RunningCopy } from './data/copies.ts';
 import type { CopyOrder } from './data/messages.ts';
 import type { InstallOrder } from './replication/admission.ts';
+import type { ByteRange } from './replication/fresh.ts';
 import { endsCopies, type Installation, prepareInstallation } from './replication/membership.ts';
 import { type RebuildOrder, type RebuildReport, type ResyncOrder, Resyncs } from './resync/resyncs.ts';
+import { type ScrubReport, Scrubs, type ScrubsHost } from './resync/scrubs.ts';
 import { installedOf } from './store/descriptor.ts';
 import { dirtyRegions, recoverReplica } from './store/recovery.ts';
 import { type ReplicaFiles, readRegions } from './store/replica-files.ts';
@@ -25,6 +27,7 @@ export interface VolumeServer {
   unhold(id: string): Promise<void>;
   resize(id: string, sizeBytes: number): Promise<void>;
   copy(order: Omit<CopyOrder, 'request' | 'window'>, read: ReadChunk): RunningCopy;
+  peek(id: string, range: ByteRange, into: Uint8Array, isAlone: boolean): Promise<boolean>;
 }
 
 const syncData = promisify(fdatasync);
@@ -47,6 +50,7 @@ export interface CloneRequest extends EpochRequest {
 
 export class Volumes {
   readonly resyncs: Resyncs;
+  readonly scrubs: Scrubs;
   readonly #store: ReplicaStore;
   readonly #server: VolumeServer;
   readonly #log: Logger;
@@ -60,14 +64,17 @@ export class Volumes {
     this.#store = options.store;
     this.#server = options.server;
     this.#log = options.log;
-    this.resyncs = new Resyncs(
-      {
-        installed: (id) => options.store.installed(id),
-        sizeBytes: (id) => options.store.get(id).descriptor.sizeBytes,
-        copy: (order, read) => options.server.copy(order, read),
-      },
-      options.log,
-    );
+    const { store, server, log } = options;
+    const host: ScrubsHost = {
+      installed: (id) => store.installed(id),
+      sizeBytes: (id) => store.get(id).descriptor.sizeBytes,
+      // Durable before the first write of a region, so the file has them all.
+      writtenRegions: (id) => readRegions(store.get(id)).since(0),
+      copy: (order, read) => server.copy(order, read),
+      peek: (id, range, into, isAlone) => server.peek(id, range, into, isAlone),
+    };
+    this.resyncs = new Resyncs(host, log);
+    this.scrubs = new Scrubs(host, log);
   }
 
   /**
@@ -116,6 +123,7 @@ export class Volumes {
   delete(volumeId: string): Promise<void> {
     return this.#inTurn(volumeId, async () => {
       await this.resyncs.cancel(volumeId, 'the replica is being removed');
+      await this.scrubs.cancel(volumeId, 'the replica is being removed');
       const replica = this.#store.replicas.get(volumeId);
       if (replica !== undefined) {
         for (const name of replica.snapshots.keys()) await this.#server.remove(exportOf(volumeId, name));
@@ -140,7 +148,10 @@ export class Volumes {
       const { installed } = installation;
       this.#store.install(volumeId, installed);
       // What has not come to the worker yet, which ends the others.
-      if (endsCopies(before, installed)) this.resyncs.abort(volumeId, 'the membership has changed');
+      if (endsCopies(before, installed)) {
+        this.resyncs.abort(volumeId, 'the membership has changed');
+        this.scrubs.abort(volumeId, 'the membership has changed');
+      }
       // Also when it is not news: the process may have ended between the two steps.
       await this.#server.install(volumeId, installation);
     });
@@ -220,6 +231,12 @@ export class Volumes {
   /** As `reconcile`. */
   async repair(order: ResyncOrder, regions: readonly number[]): Promise<void> {
     await this.#begun(order.volumeId, () => this.resyncs.repair(order, regions));
+    if (this.#failed.get(order.volumeId) === EBADMSG) this.#failed.delete(order.volumeId);
+  }
+
+  /** Begins a scrub, whose end is told to `ended`. Safe to repeat. Throws what Scrubs.start throws. */
+  scrub(order: ResyncOrder, bytesPerSecond: number, ended: (report: ScrubReport) => void): Promise<void> {
+    return this.#inTurn(order.volumeId, async () => this.scrubs.start(order, bytesPerSecond, ended));
   }
 
   /** Begins something in the volume's turn; resolves at its end. */

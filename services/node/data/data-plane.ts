@@ -7,6 +7,7 @@ import { native } from '@blockwire/native/native.ts';
 import { RingWorker } from '@blockwire/native/worker-loop.ts';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
+import type { ByteRange } from '../replication/fresh.ts';
 import type { Installation } from '../replication/membership.ts';
 import type { VolumeOptions } from '../worker/volume.ts';
 import { Copies, type ReadChunk, type RunningCopy } from './copies.ts';
@@ -27,6 +28,8 @@ export interface DataPlaneOptions {
   /** A worker ended by itself: the process cannot serve any more. */
   readonly onWorkerLost: (error: Error) => void;
   readonly onVolumeFailed: (id: string, errno: number) => void;
+  /** A block at this offset does not match its checksum; some are left out when there are many. */
+  readonly onDamage: (id: string, offset: number) => void;
 }
 
 interface Pending {
@@ -137,6 +140,21 @@ export class DataPlane {
     return this.#copies.start({ ...order, request: ++this.#requests }, read);
   }
 
+  /** Reads a range, which begins with a block and is at most COPY_CHUNK_BYTES long. False: it cannot be read. */
+  async peek(
+    id: string,
+    { offset, length }: ByteRange,
+    into: Uint8Array,
+    isAlone: boolean,
+  ): Promise<boolean> {
+    const window = new SharedArrayBuffer(length);
+    const answer = await this.#ask([ownerOf(id, this.#workers.length)], (request) => ({
+      ...{ type: 'peek', request, id, offset, length, isAlone, window },
+    }));
+    into.set(new Uint8Array(window));
+    return answer.type === 'done' && answer.errno === 0;
+  }
+
   #ownerOf(id: string): RingWorker {
     return this.#workers[ownerOf(id, this.#workers.length)]!;
   }
@@ -205,6 +223,7 @@ export class DataPlane {
           { volume: message.id, offset: message.offset },
           'a block does not match its checksum: the disk gave back what was not written',
         );
+        this.#options.onDamage(message.id, message.offset);
         break;
       case 'volumeFailed':
         this.#options.onVolumeFailed(message.id, message.errno);

@@ -66,6 +66,19 @@ export interface PulledChunk {
   readonly holes: Uint8Array;
 }
 
+/** A range to be read for the main thread. */
+export interface PeekOrder {
+  readonly request: number;
+  readonly id: string;
+  /** Of a block. */
+  readonly offset: number;
+  /** At most COPY_CHUNK_BYTES. */
+  readonly length: number;
+  /** Not beside a write of the range. */
+  readonly isAlone: boolean;
+  readonly window: SharedArrayBuffer;
+}
+
 export type ToWorker =
   /** To the owner: opens the volume, and probes its file system. Answered by `opened`. */
   | (VolumeOptions & { readonly type: 'open'; readonly request: number })
@@ -89,6 +102,8 @@ export type ToWorker =
   | { readonly type: 'checkpoint'; readonly request: number; readonly id: string }
   /** To the owner: begins a copy; answered by `copied` when nothing of it is at work any more. */
   | ({ readonly type: 'copy' } & CopyOrder)
+  /** To the owner; answered when the bytes are in its memory. */
+  | ({ readonly type: 'peek' } & PeekOrder)
   | ({ readonly type: 'pulled'; readonly id: string } & PulledChunk)
   | { readonly type: 'endCopy'; readonly request: number; readonly id: string; readonly reason: string }
   | { readonly type: 'adopt'; readonly handover: Handover }

@@ -10,6 +10,7 @@ import type { Connection } from './connection.ts';
 import type { Copier } from './copier.ts';
 import type { Engine } from './engine.ts';
 import { PAGE_IDLE } from './integrity.ts';
+import type { Peeker } from './peeker.ts';
 import type { RegionCommitter } from './region-commit.ts';
 import type { Volume } from './volume.ts';
 import type { VolumeTable } from './volume-table.ts';
@@ -50,6 +51,7 @@ export class Commands {
   readonly #committer: RegionCommitter;
   readonly #cleaner: Cleaner;
   readonly #copier: Copier;
+  readonly #peeker: Peeker;
   readonly #host: CommandsHost;
   readonly #post: (message: FromWorker) => void;
   #cuts: Cutting[] = [];
@@ -64,6 +66,7 @@ export class Commands {
     committer: RegionCommitter;
     cleaner: Cleaner;
     copier: Copier;
+    peeker: Peeker;
     host: CommandsHost;
     post: (message: FromWorker) => void;
   }) {
@@ -72,6 +75,7 @@ export class Commands {
     this.#committer = parts.committer;
     this.#cleaner = parts.cleaner;
     this.#copier = parts.copier;
+    this.#peeker = parts.peeker;
     this.#host = parts.host;
     this.#post = parts.post;
   }
@@ -126,6 +130,9 @@ export class Commands {
   ): void {
     const { request } = message;
     switch (message.type) {
+      case 'peek':
+        this.#peeker.start(message, volume);
+        break;
       case 'hold':
         volume.order.hold();
         this.#holds.push({ request, volume });

@@ -18,6 +18,7 @@ import { UNIT_BYTES } from './buffer-pool.ts';
 import type { Connection } from './connection.ts';
 import type { ConnectionTable } from './connection-table.ts';
 import { BLOCK_CHECK, BLOCK_MERGE, BLOCK_PUNCH, nextRun, planCopy } from './copy-plan.ts';
+import { EBADMSG } from './disk-errors.ts';
 import type { CopySteps, Engine } from './engine.ts';
 import { CMD_COPY, STEP_COPY_READ } from './file-operations.ts';
 import type { NodeMemory } from './node-io.ts';
@@ -334,6 +335,8 @@ export class Copier implements CopySteps {
     const { connection, volume, order, outcome } = copy;
     if (copy.activeCount > 0 || connection.inFlight > 0 || !this.#copies.delete(order.request)) return;
     volume.copies--;
+    // What did not match is whole again; the next block that does not is news.
+    if (order.what === 'repair' && outcome.error === null && volume.failure === EBADMSG) volume.failure = 0;
     this.#connections.releaseLocal(connection);
     this.#post({ type: 'copied', request: order.request, error: outcome.error });
   }

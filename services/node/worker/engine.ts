@@ -130,6 +130,16 @@ export class Engine {
     }
   }
 
+  /** As `start`, of a read: with its range to itself from the beginning. */
+  readAlone(slot: number): void {
+    const slots = this.#slots;
+    const start = blockOf(slots.offset[slot]!);
+    const end = blockFrom(slots.offset[slot]! + slots.length[slot]!);
+    slots.spanAt[slot] = slots.buffer[slot]!;
+    slots.spanLength[slot] = (end - start) * UNIT_BYTES;
+    this.#acquire(slot, start, end);
+  }
+
   /** Reads the next part of a long read into the slot's block: blocks `start` to before `end`. */
   readPart(slot: number, start: number, end: number): void {
     this.#readBlocks(slot, start, end);

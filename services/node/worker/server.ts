@@ -33,6 +33,7 @@ import { Engine } from './engine.ts';
 import type { Incoming } from './incoming.ts';
 import { Lifecycle } from './lifecycle.ts';
 import { type NodeIo, OP_ACCEPT, OP_DISK, OP_RECEIVE, OP_RECEIVE_PAYLOAD, OP_SEND } from './node-io.ts';
+import { Peeker } from './peeker.ts';
 import { Receiver } from './receiver.ts';
 import { COMMIT_BASE, RegionCommitter } from './region-commit.ts';
 import { RequestMemory } from './request-memory.ts';
@@ -61,6 +62,7 @@ export class NodeServer {
   readonly #cleaner: Cleaner;
   readonly #commands: Commands;
   readonly #copier: Copier;
+  readonly #peeker: Peeker;
   readonly #lifecycle: Lifecycle;
   #stopped = false;
   #checksumReported = false;
@@ -95,7 +97,8 @@ export class NodeServer {
       ...{ slots, memory, admission, engine, connections, nodeMemory, host: this, post },
     });
     engine.copies = copier;
-    const commands = new Commands({ volumes, engine, committer, cleaner, copier, host: this, post });
+    const peeker = new Peeker({ slots, memory, admission, engine, connections, nodeMemory, post });
+    const commands = new Commands({ volumes, engine, committer, cleaner, copier, peeker, host: this, post });
     this.#lifecycle = new Lifecycle({
       ...{ settings, io, post, stats, slots, memory, connections, volumes },
       ...{ exports: commands.exports, engine, receiver, transmitter, host: this },
@@ -116,6 +119,7 @@ export class NodeServer {
     this.#cleaner = cleaner;
     this.#commands = commands;
     this.#copier = copier;
+    this.#peeker = peeker;
     io.sink = this;
   }
 
@@ -220,7 +224,7 @@ export class NodeServer {
         case ENTERING:
           break;
         case LOCAL:
-          this.#copier.serve(connection);
+          if (!this.#peeker.serve(connection)) this.#copier.serve(connection);
           break;
         default:
           this.#lifecycle.releaseIfIdle(connection);
@@ -231,6 +235,7 @@ export class NodeServer {
   #stopIfDone(): void {
     if (!this.#lifecycle.stopping || this.#stopped || this.#connections.count > 0) return;
     if (!this.#committer.idle || !this.#cleaner.idle || !this.#copier.idle) return;
+    if (!this.#peeker.idle) return;
     this.#stopped = true;
     this.#onStopped();
   }
