@@ -5,6 +5,7 @@ import type { Lifecycle } from '@blockwire/shared/lifecycle.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import { createRegistry } from '@blockwire/shared/observability.ts';
 import { Attachments } from './domain/attachments.ts';
+import { type ExportNames, loadCapabilities } from './domain/capabilities.ts';
 import { type Context, DEFAULT_TIMING, type Timing } from './domain/context.ts';
 import { ControlEvents } from './domain/events.ts';
 import { Fleet } from './domain/fleet.ts';
@@ -47,7 +48,8 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   const { host, restPort, grpcPort, store, log, lifecycle } = options;
   lifecycle.onStop('metadata store', () => store.close());
 
-  const context = createContext(options);
+  const capabilities = await loadCapabilities(store, Date.now);
+  const context = createContext(options, capabilities);
   const tombstones = new TombstoneCollector(context);
   const volumes = new Volumes(context, tombstones);
   const attachments = new Attachments(context, tombstones);
@@ -60,7 +62,10 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   await recover({ volumes, attachments });
   lifecycle.onStop('deletions', () => tombstones.settle());
 
-  const rpc = await startRpcServer({ context, attachments, host, port: grpcPort });
+  const rpc = await startRpcServer({
+    ...{ context, attachments, host },
+    ...{ capabilityKey: capabilities.publicKey, port: grpcPort },
+  });
   lifecycle.onStop('gRPC', () => rpc.stop());
 
   const registry = createRegistry();
@@ -92,7 +97,8 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   return { rest, grpc: rpc.address, app, events: context.events };
 }
 
-function createContext({ store, log, timing: overrides }: ControlOptions): Context {
+function createContext(options: ControlOptions, exportNames: ExportNames): Context {
+  const { store, log, timing: overrides } = options;
   const timing: Timing = { ...DEFAULT_TIMING, ...overrides };
   const events = new ControlEvents();
   const now = (): number => Date.now();
@@ -106,6 +112,7 @@ function createContext({ store, log, timing: overrides }: ControlOptions): Conte
   };
   return {
     store,
+    exportNames,
     events,
     log,
     timing,

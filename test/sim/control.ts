@@ -101,6 +101,7 @@ class Daemon {
       newCommandId: () => newId('cmd'),
     };
     this.context = {
+      exportNames: { nameOf: ({ id }) => id },
       ...{ store, events, log: SILENT, timing: TIMING, now: () => world.now, newId },
       nodeFleet: new Fleet({
         ...{ ...shared, noun: 'node', offlineCode: 'BW_NODE_OFFLINE', unknownCode: 'BW_NODE_NOT_FOUND' },

@@ -1,6 +1,7 @@
 /** What the domain works with: the store, the fleets, and time and randomness as parameters. */
 import type { Logger } from '@blockwire/shared/log.ts';
 import type { MetadataStore } from '../store/store.ts';
+import type { ExportNames } from './capabilities.ts';
 import type { ControlEvents } from './events.ts';
 import type { Fleet } from './fleet.ts';
 import type { Datapath, DeviceOptions, ReplicaState } from './records.ts';
@@ -124,6 +125,7 @@ export type AgentFleet = Fleet<AgentAction, DeviceReport | null>;
 
 export interface Context {
   readonly store: MetadataStore;
+  readonly exportNames: ExportNames;
   readonly nodeFleet: NodeFleet;
   readonly agentFleet: AgentFleet;
   readonly events: ControlEvents;

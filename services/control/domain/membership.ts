@@ -10,13 +10,9 @@ const INSTALL_ROUNDS_MAX = 32;
 
 const BEHIND: readonly ErrorCode[] = ['BW_GENERATION_OLD', 'BW_EPOCH_OLD'];
 
-/** The NBD export name of a volume's replica. */
-export function exportName(volume: VolumeRecord): string {
-  return volume.id;
-}
-
 /** What agents are told: the volume's record with the nodes' present addresses. */
 export async function membershipOf(context: Context, volume: VolumeRecord): Promise<Membership> {
+  const exportName = context.exportNames.nameOf(volume, 'writer');
   const replicas = await Promise.all(
     volume.replicas.map(async (replica) => {
       const { nodeId, state } = replica;
@@ -25,7 +21,7 @@ export async function membershipOf(context: Context, volume: VolumeRecord): Prom
       return {
         nodeId,
         nbdAddress,
-        exportName: exportName(volume),
+        exportName,
         state,
         joinedEpoch: joinedEpochOf(replica),
       };

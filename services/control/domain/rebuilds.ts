@@ -9,7 +9,7 @@
 import { type BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
-import { exportName, installMembership, membershipOf, rebuildEnded } from './membership.ts';
+import { installMembership, membershipOf, rebuildEnded } from './membership.ts';
 import { attachments, nodes, type ReplicaRecord, type VolumeRecord, volumes } from './records.ts';
 import { beginRebuild, inSyncReplicas, joinedEpochOf, writtenReplicas } from './volume-state.ts';
 
@@ -102,7 +102,7 @@ export class Rebuilder {
   }
 
   async #order(volume: VolumeRecord, replica: ReplicaRecord): Promise<void> {
-    const { store, nodeFleet, timing } = this.#context;
+    const { store, nodeFleet, timing, exportNames } = this.#context;
     const { id: volumeId, generation, epoch } = volume;
     const { nodeId, staleSinceEpoch } = replica;
     const joinedEpoch = joinedEpochOf(replica);
@@ -117,7 +117,7 @@ export class Rebuilder {
         nodeId,
         {
           ...{ kind: 'rebuild', volumeId, generation, epoch, joinedEpoch, sinceEpoch: staleSinceEpoch ?? 1 },
-          ...{ sourceNodeId, sourceAddress: address, exportName: exportName(volume) },
+          ...{ sourceNodeId, sourceAddress: address, exportName: exportNames.nameOf(volume, 'peer') },
         },
         { deadlineMs: timing.installEpochMs },
       );

@@ -6,7 +6,7 @@
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
-import { exportName, installMembership } from './membership.ts';
+import { installMembership } from './membership.ts';
 import { nodes, type VolumeRecord, volumes } from './records.ts';
 import { inSyncReplicas, markStale } from './volume-state.ts';
 
@@ -51,7 +51,7 @@ async function copyFrom(
   const order = {
     ...({ kind: 'reconcile', volumeId, generation, epoch, sourceNodeId } as const),
     sourceAddress: source?.value.nbdAddress ?? '',
-    exportName: exportName(volume),
+    exportName: context.exportNames.nameOf(volume, 'peer'),
   };
   const failed: string[] = [];
   await Promise.all(

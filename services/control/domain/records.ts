@@ -116,6 +116,8 @@ export const names = new Table('name', Type.Object({ volumeId: Type.String() }))
 export const attachments = new Table('attachment', AttachmentRecord);
 export const nodes = new Table('node', NodeRecord);
 export const agents = new Table('agent', AgentRecord);
+/** Private keys: PKCS #8 in DER, base64. */
+export const secrets = new Table('secret', Type.Object({ privateKey: Type.String() }));
 
 /**
  * Bytes of a node's capacity that replicas claim, by node. Changed in the commits that make and unmake

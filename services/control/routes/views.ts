@@ -1,13 +1,23 @@
 /** Records as REST shows them. */
 import type { IoState } from '../domain/attachments.ts';
-import { exportName } from '../domain/membership.ts';
+import type { ExportNames } from '../domain/capabilities.ts';
 import { type AttachmentRecord, DEFAULT_DEVICE_OPTIONS, type VolumeRecord } from '../domain/records.ts';
 import { isDegraded } from '../domain/volume-state.ts';
 import type { AttachmentView, VolumeView } from './schemas.ts';
 
-/** @param addresses host:port of each node's NBD server, by node. */
-export function volumeView(volume: VolumeRecord, addresses: ReadonlyMap<string, string>): VolumeView {
+export interface ViewSources {
+  /** host:port of each node's NBD server, by node. */
+  readonly addresses: ReadonlyMap<string, string>;
+  readonly exportNames: ExportNames;
+}
+
+/**
+ * Any NBD client opens the addresses. While the volume is attached they are good for reading only, since its agent is the
+ * one writer.
+ */
+export function volumeView(volume: VolumeRecord, { addresses, exportNames }: ViewSources): VolumeView {
   const { id, name, sizeBytes, state, generation, epoch, attachmentId, createdAt } = volume;
+  const exportName = exportNames.nameOf(volume, attachmentId === null ? 'client' : 'reader');
   return {
     id,
     name,
@@ -19,7 +29,7 @@ export function volumeView(volume: VolumeRecord, addresses: ReadonlyMap<string, 
     replicas: volume.replicas.map((replica) => ({
       node: replica.nodeId,
       state: replica.state,
-      uri: `nbd://${addresses.get(replica.nodeId)}/${exportName(volume)}`,
+      uri: `nbd://${addresses.get(replica.nodeId)}/${encodeURIComponent(exportName)}`,
     })),
     attachment: attachmentId,
     createdAt,

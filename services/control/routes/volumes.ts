@@ -11,14 +11,16 @@ import {
   ResizeVolumeBody,
   VolumeView,
 } from './schemas.ts';
-import { volumeView } from './views.ts';
+import { type ViewSources, volumeView } from './views.ts';
 
 export function volumeRoutes(app: RestApp, parts: ControlParts): void {
   const { context, volumes, idempotency } = parts;
   const tags = ['volumes'];
 
-  const nodeAddresses = async (): Promise<Map<string, string>> =>
-    new Map((await nodes.list(context.store)).map(({ value }) => [value.id, value.nbdAddress]));
+  const sources = async (): Promise<ViewSources> => ({
+    addresses: new Map((await nodes.list(context.store)).map(({ value }) => [value.id, value.nbdAddress])),
+    exportNames: context.exportNames,
+  });
 
   app.post(
     '/v1/volumes',
@@ -39,12 +41,12 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
           idPrefix: 'vol',
           run: async (id) => {
             const volume = await volumes.create({ id, name, sizeBytes, replicaCount: replicas });
-            return volumeView(volume, await nodeAddresses());
+            return volumeView(volume, await sources());
           },
           find: async (id) => {
             const found = await volumeTable.get(context.store, id);
             if (found === null) return null;
-            return volumeView(found.value, await nodeAddresses());
+            return volumeView(found.value, await sources());
           },
         },
       );
@@ -62,8 +64,8 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
       },
     },
     async (request) => {
-      const addresses = await nodeAddresses();
-      return (await volumes.list(request.query)).map((volume) => volumeView(volume, addresses));
+      const found = await sources();
+      return (await volumes.list(request.query)).map((volume) => volumeView(volume, found));
     },
   );
 
@@ -77,7 +79,7 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
         response: { 200: VolumeView, '4xx': ErrorBody, '5xx': ErrorBody },
       },
     },
-    async (request) => volumeView(await volumes.get(request.params.id), await nodeAddresses()),
+    async (request) => volumeView(await volumes.get(request.params.id), await sources()),
   );
 
   app.patch(
@@ -92,7 +94,7 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
       },
     },
     async (request) =>
-      volumeView(await volumes.resize(request.params.id, request.body.sizeBytes), await nodeAddresses()),
+      volumeView(await volumes.resize(request.params.id, request.body.sizeBytes), await sources()),
   );
 
   app.delete(

@@ -7,7 +7,8 @@ import { checkAddress, checkInteger, checkList, checkMemberId, checkResourceId, 
 import { reportedError, unaryHandler } from './errors.ts';
 import { openWatch } from './watch.ts';
 
-export function nodesHandlers(context: Context): NodesHandlers {
+/** @param capabilityKey what every node is told to verify capabilities with */
+export function nodesHandlers(context: Context, capabilityKey: Buffer): NodesHandlers {
   const { nodeFleet, log } = context;
   // The generated handler type is open to further methods; the five here are checked one by one.
   const handlers: Pick<NodesHandlers, 'Register' | 'Heartbeat' | 'Watch' | 'Complete' | 'ReportRebuild'> = {
@@ -27,7 +28,7 @@ export function nodesHandlers(context: Context): NodesHandlers {
         unclean: replica.unclean,
       }));
       await registerNode(context, node, replicas);
-      return { heartbeatIntervalMs: nodeFleet.heartbeatIntervalMs };
+      return { heartbeatIntervalMs: nodeFleet.heartbeatIntervalMs, capabilityKey };
     }),
 
     Heartbeat: unaryHandler(log, async (request) => {

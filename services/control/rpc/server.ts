@@ -21,16 +21,17 @@ export interface RpcServer {
 export async function startRpcServer(options: {
   readonly context: Context;
   readonly attachments: Attachments;
+  readonly capabilityKey: Buffer;
   readonly host: string;
   readonly port: number;
 }): Promise<RpcServer> {
-  const { context, attachments, host, port } = options;
+  const { context, attachments, capabilityKey, host, port } = options;
   const server = new Server({
     // Connections of hosts that vanished are found even while no heartbeat is due.
     'grpc.keepalive_time_ms': 10_000,
     'grpc.keepalive_timeout_ms': 5_000,
   });
-  addNodesService(server, nodesHandlers(context));
+  addNodesService(server, nodesHandlers(context, capabilityKey));
   addAgentsService(server, agentsHandlers(context, attachments));
   const bound = await new Promise<number>((resolve, reject) => {
     const target = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;

@@ -72,6 +72,7 @@ test('an attach installs the next generation at every replica before the agent h
   const command = agent.commands[0]?.attach;
   assert.equal(command?.sizeBytes, 2 ** 20);
   assert.equal(command?.volumeName, 'data');
+  const exportName = command?.membership?.replicas[0]?.exportName;
   assert.deepEqual(command?.membership, {
     volumeId: volume.id,
     generation: 2,
@@ -81,14 +82,14 @@ test('an attach installs the next generation at every replica before the agent h
       {
         nodeId: 'node-1',
         nbdAddress: '10.0.0.1:10810',
-        exportName: volume.id,
+        exportName,
         state: 'REPLICA_STATE_IN_SYNC',
         joinedEpoch: 1,
       },
       {
         nodeId: 'node-2',
         nbdAddress: '10.0.0.1:10811',
-        exportName: volume.id,
+        exportName,
         state: 'REPLICA_STATE_IN_SYNC',
         joinedEpoch: 1,
       },

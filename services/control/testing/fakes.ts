@@ -72,6 +72,8 @@ export class FakeNode extends FakeMember<NodeCommand> {
   readonly replicas = new Map<string, { sizeBytes: number; generation: number; epoch: number }>();
   react: (command: NodeCommand) => Reaction = () => undefined;
   readonly registration: RegisterNodeRequestInput;
+  /** As the last registration answered it. */
+  capabilityKey: Uint8Array = new Uint8Array();
   #client: ReturnType<typeof createNodesClient> | null = null;
 
   constructor(id: string, registration: Partial<RegisterNodeRequestInput> = {}) {
@@ -92,7 +94,8 @@ export class FakeNode extends FakeMember<NodeCommand> {
     this.#client = createNodesClient(grpc);
     const replicas = [...this.replicas].map(([volumeId, replica]) => ({ volumeId, ...replica }));
     const request = { ...this.registration, replicas };
-    await unary(this.#client, nodesMethods().Register, request, { timeoutMs: TIMEOUT_MS });
+    const answer = await unary(this.#client, nodesMethods().Register, request, { timeoutMs: TIMEOUT_MS });
+    this.capabilityKey = answer.capabilityKey;
     await this.watch(this.#client.watch({ nodeId: this.id }));
   }
 
