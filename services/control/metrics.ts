@@ -1,6 +1,7 @@
 /** What the control plane measures. Counts of records are read when they are asked for, so they cannot drift. */
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import type { Context } from './domain/context.ts';
+import type { Rebuilder } from './domain/rebuilds.ts';
 import { agents, deviceTombstones, nodes, replicaTombstones, volumes } from './domain/records.ts';
 
 export interface HttpMetrics {
@@ -31,8 +32,12 @@ export function createHttpMetrics(registry: Registry): HttpMetrics {
 }
 
 /** Gauges of the cluster's state; every state is there, also at zero. */
-export function createStateMetrics(registry: Registry, context: Context): void {
+export function createStateMetrics(
+  registry: Registry,
+  { context, rebuilder }: { readonly context: Context; readonly rebuilder: Rebuilder },
+): void {
   const { store, nodeFleet, agentFleet } = context;
+  createRebuildMetrics(registry, { context, rebuilder });
   const stateGauge = (name: string, help: string, label: string, count: () => Promise<Counts>): void => {
     new Gauge({
       name,
@@ -76,6 +81,46 @@ export function createStateMetrics(registry: Registry, context: Context): void {
     replica: (await replicaTombstones.list(store)).length,
     device: (await deviceTombstones.list(store)).length,
   }));
+}
+
+/** Rebuilds under way, and every change of a state. */
+function createRebuildMetrics(
+  registry: Registry,
+  { context, rebuilder }: { readonly context: Context; readonly rebuilder: Rebuilder },
+): void {
+  const labelNames = ['volume', 'node'] as const;
+  const total = new Gauge({
+    name: 'blockwire_control_rebuild_bytes',
+    help: 'What a rebuild under way has to copy, as far as it is known.',
+    labelNames,
+    registers: [registry],
+  });
+  new Gauge({
+    name: 'blockwire_control_rebuild_copied_bytes',
+    help: 'What a rebuild under way has copied.',
+    labelNames,
+    registers: [registry],
+    async collect() {
+      this.reset();
+      total.reset();
+      for (const { value: volume } of await volumes.list(context.store)) {
+        for (const replica of volume.replicas) {
+          const progress = rebuilder.progressOf(volume, replica);
+          if (progress === null) continue;
+          const labels = { volume: volume.id, node: replica.nodeId };
+          this.set(labels, progress.copiedBytes);
+          total.set(labels, progress.totalBytes);
+        }
+      }
+    },
+  });
+  const events = new Counter({
+    name: 'blockwire_control_events_total',
+    help: 'Changes of state by type, such as replica.stale.',
+    labelNames: ['type'],
+    registers: [registry],
+  });
+  context.events.on('change', ({ type }) => events.inc({ type }));
 }
 
 type Counts = Record<string, number>;

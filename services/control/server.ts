@@ -6,10 +6,11 @@ import type { Logger } from '@blockwire/shared/log.ts';
 import { createRegistry } from '@blockwire/shared/observability.ts';
 import { Attachments } from './domain/attachments.ts';
 import { type ExportNames, loadCapabilities } from './domain/capabilities.ts';
-import { type Context, DEFAULT_TIMING, type Timing } from './domain/context.ts';
+import { type Context, DEFAULT_POLICY, DEFAULT_TIMING, type Policy, type Timing } from './domain/context.ts';
 import { ControlEvents } from './domain/events.ts';
 import { Fleet } from './domain/fleet.ts';
 import { Idempotency } from './domain/idempotency.ts';
+import { Rebuilder } from './domain/rebuilds.ts';
 import { recover } from './domain/recovery.ts';
 import { TombstoneCollector } from './domain/tombstones.ts';
 import { Volumes } from './domain/volumes.ts';
@@ -32,6 +33,7 @@ export interface ControlOptions {
   /** Everything started is registered here, to be stopped in reverse order. */
   readonly lifecycle: Lifecycle;
   readonly timing?: Partial<Timing>;
+  readonly policy?: Partial<Policy>;
 }
 
 export interface ControlPlane {
@@ -53,25 +55,28 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   const tombstones = new TombstoneCollector(context);
   const volumes = new Volumes(context, tombstones);
   const attachments = new Attachments(context, tombstones);
+  const rebuilder = new Rebuilder(context, tombstones);
   const idempotency = new Idempotency(context);
   context.events.on('change', (event) => {
     log.info(event, event.type);
     if (event.type === 'node.online') void tombstones.collectNode(event.nodeId);
     if (event.type === 'agent.online') void tombstones.collectAgent(event.agentId);
+    if (event.type === 'node.online' || event.type === 'agent.online') rebuilder.memberCame();
   });
   await recover({ volumes, attachments });
   lifecycle.onStop('deletions', () => tombstones.settle());
 
   const rpc = await startRpcServer({
-    ...{ context, attachments, host },
+    ...{ context, attachments, rebuilder, host },
     ...{ capabilityKey: capabilities.publicKey, port: grpcPort },
   });
   lifecycle.onStop('gRPC', () => rpc.stop());
 
+  const parts = { context, volumes, attachments, rebuilder, idempotency };
   const registry = createRegistry();
   const httpMetrics = createHttpMetrics(registry);
-  createStateMetrics(registry, context);
-  const app = await buildApp({ context, volumes, attachments, idempotency, registry, httpMetrics });
+  createStateMetrics(registry, parts);
+  const app = await buildApp({ ...parts, registry, httpMetrics });
   lifecycle.onStop('REST', () => app.close());
   // Stopped before REST: requests that wait for a node or an agent end now, with BW_SHUTTING_DOWN.
   lifecycle.onStop('commands', () => {
@@ -91,6 +96,7 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
     context.agentFleet.tick();
   });
   every('sweep', SWEEP_INTERVAL_MS, () => void tombstones.sweep());
+  every('rebuilds', context.timing.rebuildSweepMs, () => void rebuilder.sweep());
   every('expiry', EXPIRE_INTERVAL_MS, () => {
     idempotency.expire().catch((error: unknown) => log.error({ err: error }, 'idempotency keys not expired'));
   });
@@ -98,7 +104,7 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
 }
 
 function createContext(options: ControlOptions, exportNames: ExportNames): Context {
-  const { store, log, timing: overrides } = options;
+  const { store, log, timing: overrides, policy } = options;
   const timing: Timing = { ...DEFAULT_TIMING, ...overrides };
   const events = new ControlEvents();
   const now = (): number => Date.now();
@@ -116,6 +122,7 @@ function createContext(options: ControlOptions, exportNames: ExportNames): Conte
     events,
     log,
     timing,
+    policy: { ...DEFAULT_POLICY, ...policy },
     now,
     newId,
     nodeFleet: new Fleet({

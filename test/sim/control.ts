@@ -8,13 +8,12 @@ import type {
   NodeAction,
   Timing,
 } from '@blockwire/control/domain/context.ts';
-import { DEFAULT_TIMING } from '@blockwire/control/domain/context.ts';
+import { DEFAULT_POLICY, DEFAULT_TIMING } from '@blockwire/control/domain/context.ts';
 import { ControlEvents } from '@blockwire/control/domain/events.ts';
 import { Fleet } from '@blockwire/control/domain/fleet.ts';
 import {
   type RebuildReport,
   type ReplicaLostReport,
-  rebuildEnded,
   replicaLost,
 } from '@blockwire/control/domain/membership.ts';
 import { Rebuilder } from '@blockwire/control/domain/rebuilds.ts';
@@ -36,6 +35,7 @@ const TIMING: Timing = {
   ...DEFAULT_TIMING,
   ...{ heartbeatIntervalMs: 200, missedMax: 3, reconnectGraceMs: 300, installEpochMs: 400, attachMs: 3000 },
   ...{ detachMs: 1500, reconcileMs: 4000, membershipMs: 1500, deleteReplicaMs: 1000, createReplicaMs: 1000 },
+  ...{ resizeMs: 600, pauseMsMin: 100, pauseMsMax: 800 },
 };
 const COMMIT_MS = 0.5;
 const SWEEP_MS = 150;
@@ -102,21 +102,21 @@ class Daemon {
     };
     this.context = {
       exportNames: { nameOf: ({ id }) => id },
-      ...{ store, events, log: SILENT, timing: TIMING, now: () => world.now, newId },
+      ...{ store, events, log: SILENT, timing: TIMING, policy: DEFAULT_POLICY, now: () => world.now, newId },
       nodeFleet: new Fleet({
         ...{ ...shared, noun: 'node', offlineCode: 'BW_NODE_OFFLINE', unknownCode: 'BW_NODE_NOT_FOUND' },
-        onChange: (_id, online) => online && this.#sweep(world),
+        onChange: (_id, online) => online && this.#memberCame(world),
       }),
       agentFleet: new Fleet({
         ...{ ...shared, noun: 'agent', offlineCode: 'BW_AGENT_OFFLINE', unknownCode: 'BW_AGENT_NOT_FOUND' },
-        onChange: () => {},
+        onChange: (_id, online) => online && this.#memberCame(world),
       }),
     };
     const tombstones = new TombstoneCollector(this.context);
     this.attachments = new Attachments(this.context, tombstones, {
       reconciles: mutation !== 'skip-reconcile',
     });
-    this.rebuilder = new Rebuilder(this.context);
+    this.rebuilder = new Rebuilder(this.context, tombstones);
     process.every(TIMING.heartbeatIntervalMs / 2, () => {
       world.touch();
       this.context.nodeFleet.tick();
@@ -129,6 +129,11 @@ class Daemon {
     });
     world.touch();
     void this.attachments.recover();
+  }
+
+  #memberCame(world: World): void {
+    world.touch();
+    this.rebuilder.memberCame();
   }
 
   #sweep(world: World): void {
@@ -273,7 +278,7 @@ export class SimControl {
   rebuildEnded(process: Process, report: RebuildReport, answered: (isAnswered: boolean) => void): void {
     this.#rpc(
       process,
-      ({ context }) => rebuildEnded(context, report),
+      ({ rebuilder }) => rebuilder.ended(report),
       (answer) => answered(!isError(answer)),
     );
   }

@@ -51,7 +51,13 @@ export type NodeAction =
       readonly lossEpoch: number;
     }
   | ({ readonly kind: 'reconcile' } & ResyncOrder)
-  | ({ readonly kind: 'rebuild'; readonly sinceEpoch: number; readonly joinedEpoch: number } & ResyncOrder)
+  | ({
+      readonly kind: 'rebuild';
+      readonly sinceEpoch: number;
+      readonly joinedEpoch: number;
+      /** 0: no bound. */
+      readonly bytesPerSecond: number;
+    } & ResyncOrder)
   | { readonly kind: 'resizeReplica'; readonly volumeId: string; readonly sizeBytes: number };
 
 /** What an agent needs to know to serve a volume. */
@@ -103,7 +109,28 @@ export interface Timing {
   readonly resizeMs: number;
   readonly reconcileMs: number;
   readonly membershipMs: number;
+  /** Between two looks at all replicas. */
+  readonly rebuildSweepMs: number;
+  /** Between two attempts at what failed. */
+  readonly pauseMsMin: number;
+  readonly pauseMsMax: number;
 }
+
+/** What the cluster does by itself, and how much of it at once. */
+export interface Policy {
+  /** Rebuilds that a node takes part in at once, as target or source. */
+  readonly rebuildsPerNodeMax: number;
+  /** Of one rebuild; 0: no bound. */
+  readonly rebuildBytesPerSecond: number;
+  /** A stale replica whose node is away for so long is replaced on another node; Infinity: never. */
+  readonly replaceAfterMs: number;
+}
+
+export const DEFAULT_POLICY: Policy = {
+  rebuildsPerNodeMax: 2,
+  rebuildBytesPerSecond: 200 * 1024 ** 2,
+  replaceAfterMs: 600_000,
+};
 
 export const DEFAULT_TIMING: Timing = {
   heartbeatIntervalMs: 2_000,
@@ -117,6 +144,9 @@ export const DEFAULT_TIMING: Timing = {
   resizeMs: 15_000,
   reconcileMs: 600_000,
   membershipMs: 30_000,
+  rebuildSweepMs: 1_000,
+  pauseMsMin: 1_000,
+  pauseMsMax: 60_000,
 };
 
 export type NodeFleet = Fleet<NodeAction, void>;
@@ -131,6 +161,7 @@ export interface Context {
   readonly events: ControlEvents;
   readonly log: Logger;
   readonly timing: Timing;
+  readonly policy: Policy;
   /** Milliseconds since 1970. */
   readonly now: () => number;
   /** A new id, `prefix-` and 12 random hexadecimal digits. */

@@ -23,8 +23,18 @@ export type ControlEvent =
       readonly nodeId: string;
       readonly epoch: number;
     }
-  | { readonly type: 'replica.deleted'; readonly volumeId: string; readonly nodeId: string }
-  | { readonly type: 'node.online' | 'node.offline'; readonly nodeId: string }
+  | {
+      readonly type: 'replica.deleted' | 'replica.removed';
+      readonly volumeId: string;
+      readonly nodeId: string;
+    }
+  | {
+      readonly type: 'replica.replacing';
+      readonly volumeId: string;
+      readonly nodeId: string;
+      readonly replacedNodeId: string;
+    }
+  | { readonly type: 'node.online' | 'node.offline' | 'node.draining' | 'node.kept'; readonly nodeId: string }
   | { readonly type: 'agent.online' | 'agent.offline'; readonly agentId: string };
 
 /** Emits `change` after the commit that made it true. */

@@ -91,6 +91,18 @@ export class Fleet<Action, Result> {
     return (this.#members.get(id)?.sink ?? null) !== null;
   }
 
+  /** How long the member has been away; 0 while it is online. One not heard of yet: since this process started. */
+  goneMs(id: string): number {
+    if (this.isOnline(id)) return 0;
+    return this.#options.now() - (this.#members.get(id)?.goneAt ?? this.#startedAt);
+  }
+
+  /** The member is connecting anew: nothing reaches it by its old watch any more. */
+  depart(id: string): void {
+    const member = this.#members.get(id);
+    if (member !== undefined) this.#goOffline(member);
+  }
+
   register(id: string): void {
     this.#refuseWhenClosed();
     this.#member(id).heardAt = this.#options.now();

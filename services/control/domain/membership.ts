@@ -108,6 +108,9 @@ export async function replicaLost(context: Context, report: ReplicaLostReport): 
     await assertWriter(context, found.value, report);
     const volume = found.value;
     const replica = volume.replicas.find((candidate) => candidate.nodeId === nodeId);
+    // Moved to another node since: what the writer goes by is old.
+    if (replica === undefined && report.epoch < volume.epoch)
+      return { changes: [], result: { volume, kind: 'known' } };
     if (replica === undefined) {
       throw new BlockwireError('BW_REPLICA_NOT_FOUND', `volume ${volumeId} has no replica on ${nodeId}`);
     }
@@ -276,7 +279,8 @@ function isChanged(before: VolumeRecord, after: VolumeRecord): boolean {
   return before.generation !== after.generation || before.epoch !== after.epoch;
 }
 
-function publishStale(context: Context, volume: VolumeRecord, nodeId: string, reason: string): void {
+/** Says that a replica went stale, after the commit that made it so. */
+export function publishStale(context: Context, volume: VolumeRecord, nodeId: string, reason: string): void {
   context.log.warn({ volumeId: volume.id, nodeId, reason }, 'a replica is stale');
   context.events.publish({
     type: 'replica.stale',

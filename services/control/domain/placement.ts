@@ -12,19 +12,21 @@ export interface PlacementCandidate {
  * Chooses `replicaCount` distinct nodes, each with room for `sizeBytes`: spread over zones first, then most
  * free bytes, then by id so that the choice is repeatable.
  *
- * @param candidates the nodes that are online.
+ * @param candidates the nodes that may be chosen.
+ * @param takenZones the zones of replicas that the volume has already, one entry each
  * Throws BW_NOT_ENOUGH_NODES when there are too few at all, BW_NOT_ENOUGH_SPACE when too few have room.
  */
 export function placeReplicas(request: {
   readonly candidates: readonly PlacementCandidate[];
   readonly replicaCount: number;
   readonly sizeBytes: number;
+  readonly takenZones?: readonly string[];
 }): string[] {
-  const { candidates, replicaCount, sizeBytes } = request;
+  const { candidates, replicaCount, sizeBytes, takenZones = [] } = request;
   if (candidates.length < replicaCount) {
     throw new BlockwireError(
       'BW_NOT_ENOUGH_NODES',
-      `${replicaCount} replicas need as many nodes online; there are ${candidates.length}`,
+      `${replicaCount} replicas need as many nodes online and not draining; there are ${candidates.length}`,
       { details: { replicas: replicaCount, nodesOnline: candidates.map(({ nodeId }) => nodeId) } },
     );
   }
@@ -42,6 +44,7 @@ export function placeReplicas(request: {
   }
   const chosen: string[] = [];
   const countByZone = new Map<string, number>();
+  for (const zone of takenZones) countByZone.set(zone, (countByZone.get(zone) ?? 0) + 1);
   const inZone = (candidate: PlacementCandidate): number => countByZone.get(candidate.zone) ?? 0;
   while (chosen.length < replicaCount) {
     // The sort above decides among the zones that have fewest: reduce keeps the earlier one on a tie.

@@ -1,7 +1,8 @@
 /**
  * Brings stale replicas back without hands. Works from what is recorded, so that it goes on after any crash:
  *
- *   stale ──▶ rebuilding, installed at all members ──▶ the writer writes there too, its earlier writes are done (barrier)
+ *   stale ──▶ its node has a replica of the right size ──▶ rebuilding, installed at all members
+ *         ──▶ the writer writes there too, its earlier writes are done (barrier)
  *         ──▶ the node copies what changed since, and reports: membership.ts, rebuildEnded
  *
  * Every step may be repeated: the same rebuild ordered twice goes on once.
@@ -9,28 +10,60 @@
 import { type BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
-import { installMembership, membershipOf, rebuildEnded } from './membership.ts';
+import { installMembership, membershipOf, type RebuildReport, rebuildEnded } from './membership.ts';
+import { Pauses } from './pauses.ts';
 import { attachments, nodes, type ReplicaRecord, type VolumeRecord, volumes } from './records.ts';
+import { forgetContent, type NodeFacts } from './replacement-state.ts';
+import { moveReplicas, nodeFacts } from './replacements.ts';
+import { Slots } from './slots.ts';
+import type { TombstoneCollector } from './tombstones.ts';
 import { beginRebuild, inSyncReplicas, joinedEpochOf, writtenReplicas } from './volume-state.ts';
+
+export interface Progress {
+  readonly copiedBytes: number;
+  /** As far as it is known. */
+  readonly totalBytes: number;
+}
+
+interface Writer {
+  readonly id: string;
+  readonly agentId: string;
+  readonly state: string;
+}
 
 export class Rebuilder {
   readonly #context: Context;
+  readonly #tombstones: TombstoneCollector;
+  readonly #slots: Slots;
+  /** By volume, and by volume and node. */
+  readonly #pauses: Pauses;
   /** Volumes at work: one thing a volume at a time. */
   readonly #busy = new Set<string>();
   /** By attachment: the epoch its agent goes by. */
   readonly #told = new Map<string, number>();
   /** Rebuilds that their node has taken on, by volume, node and epoch. */
   readonly #ordered = new Set<string>();
+  /** By volume and node: a source from which it could not be rebuilt; another one is tried first. */
+  readonly #badSources = new Map<string, string>();
+  /** By node: what its last heartbeat said of each rebuild. Not stored: it is true only now. */
+  readonly #progress = new Map<string, ReadonlyMap<string, Progress>>();
 
-  constructor(context: Context) {
+  constructor(context: Context, tombstones: TombstoneCollector) {
+    const { policy, timing, now } = context;
     this.#context = context;
+    this.#tombstones = tombstones;
+    this.#slots = new Slots(policy.rebuildsPerNodeMax);
+    this.#pauses = new Pauses({ minMs: timing.pauseMsMin, maxMs: timing.pauseMsMax, now });
   }
 
-  /** Looks at every volume once. To be called every second or so, and when a node comes online. Never rejects. */
+  /** Looks at every volume once. To be called every second or so, and when somebody comes online. Never rejects. */
   async sweep(): Promise<void> {
     const { store, log } = this.#context;
     try {
-      await Promise.all((await volumes.list(store)).map(({ value }) => this.#tend(value)));
+      const found = (await volumes.list(store)).map(({ value }) => value);
+      this.#forgetEnded(found);
+      const facts = await nodeFacts(this.#context);
+      await Promise.all(found.map((volume) => this.#tend(volume, facts)));
     } catch (error) {
       log.error({ err: error }, 'rebuilds cannot be looked at');
     }
@@ -39,46 +72,92 @@ export class Rebuilder {
   /** A node has lost what it was doing: what was ordered there is ordered again. */
   nodeRestarted(nodeId: string): void {
     for (const key of this.#ordered) if (key.includes(`/${nodeId}/`)) this.#ordered.delete(key);
+    this.#progress.delete(nodeId);
   }
 
-  async #tend(volume: VolumeRecord): Promise<void> {
-    if (volume.state === 'creating' || this.#busy.has(volume.id)) return;
-    this.#busy.add(volume.id);
-    try {
-      await this.#advance(volume);
-    } catch (thrown) {
-      const { code, message }: BlockwireError = toBlockwireError(thrown);
-      this.#context.log.debug({ volumeId: volume.id, code, reason: message }, 'a rebuild is put off');
-    } finally {
-      this.#busy.delete(volume.id);
+  /** Somebody is online: what failed without it may work now. */
+  memberCame(): void {
+    this.#pauses.forgetAll();
+    void this.sweep();
+  }
+
+  /** A node ended a rebuild. Answered once the members know. */
+  async ended(report: RebuildReport): Promise<void> {
+    this.#note(report);
+    await rebuildEnded(this.#context, report);
+  }
+
+  /** What a node's heartbeat says of the rebuilds there. */
+  noteProgress(
+    nodeId: string,
+    rebuilds: readonly (Progress & { readonly volumeId: string; readonly joinedEpoch: number })[],
+  ): void {
+    const entries = rebuilds.map(({ volumeId, joinedEpoch, copiedBytes, totalBytes }) => {
+      const progress: Progress = { copiedBytes, totalBytes };
+      return [`${volumeId}/${joinedEpoch}`, progress] as const;
+    });
+    this.#progress.set(nodeId, new Map(entries));
+  }
+
+  /** How far the rebuild of a replica is; null when it is not being rebuilt. */
+  progressOf(volume: VolumeRecord, replica: ReplicaRecord): Progress | null {
+    if (replica.state !== 'rebuilding') return null;
+    const key = `${volume.id}/${joinedEpochOf(replica)}`;
+    return this.#progress.get(replica.nodeId)?.get(key) ?? { copiedBytes: 0, totalBytes: 0 };
+  }
+
+  #note({ volumeId, nodeId, sourceNodeId, error }: RebuildReport): void {
+    const name = `${volumeId}/${nodeId}`;
+    if (error === null) {
+      this.#pauses.forget(name);
+      this.#badSources.delete(name);
+    } else {
+      this.#pauses.begin(name);
+      this.#badSources.set(name, sourceNodeId);
+      this.#context.log.warn({ volumeId, nodeId, sourceNodeId, reason: error }, 'a rebuild failed');
     }
   }
 
-  async #advance(found: VolumeRecord): Promise<void> {
+  /** Slots and orders of rebuilds that run no more. */
+  #forgetEnded(found: readonly VolumeRecord[]): void {
+    const live = new Set<string>();
+    for (const volume of found) {
+      for (const replica of rebuildingReplicas(volume)) {
+        live.add(`${volume.id}/${replica.nodeId}`).add(keyOf(volume, replica));
+      }
+    }
+    const isOver = (name: string): boolean => !live.has(name) && !this.#busy.has(name.split('/')[0]!);
+    this.#slots.release(isOver);
+    for (const key of this.#ordered) if (isOver(key)) this.#ordered.delete(key);
+  }
+
+  async #tend({ id, state }: VolumeRecord, facts: NodeFacts): Promise<void> {
+    if (state === 'creating' || this.#busy.has(id) || !this.#pauses.isOver(id)) return;
+    this.#busy.add(id);
+    try {
+      await this.#advance(id, facts);
+      this.#pauses.forget(id);
+    } catch (thrown) {
+      const { code, message }: BlockwireError = toBlockwireError(thrown);
+      this.#pauses.begin(id);
+      this.#context.log.debug({ volumeId: id, code, reason: message }, 'a rebuild is put off');
+    } finally {
+      this.#busy.delete(id);
+    }
+  }
+
+  async #advance(volumeId: string, facts: NodeFacts): Promise<void> {
     const { store, nodeFleet } = this.#context;
-    const { id: volumeId } = found;
+    const found = (await volumes.get(store, volumeId))?.value;
+    if (found === undefined) return;
     const attachment = await this.#attachmentOf(found);
     // An attach or a detach under way decides the membership itself.
     if (attachment !== null && attachment.state !== 'attached') return;
-    const begun = await commitRound<VolumeRecord>(store, async () => {
-      const latest = await volumes.get(store, volumeId);
-      if (latest === null) return { changes: [], result: found };
-      const startable = latest.value.replicas.filter(
-        ({ state, nodeId }) => state === 'stale' && nodeFleet.isOnline(nodeId),
-      );
-      if (latest.value.generation !== found.generation || startable.length === 0) {
-        return { changes: [], result: latest.value };
-      }
-      const next = startable.reduce(
-        (record, { nodeId }) => beginRebuild(record, nodeId) ?? record,
-        latest.value,
-      );
-      if (next === latest.value) return { changes: [], result: latest.value };
-      return { changes: [volumes.replace(volumeId, latest.version, next)], result: next };
-    });
-    const isTold = attachment === null || this.#told.get(attachment.id) === begun.epoch;
+    await this.#move({ volumeId, facts, isSettled: this.#isTold(attachment, found) });
+    const begun = await this.#begin(volumeId, found.generation);
+    if (begun === null) return;
     const waiting = rebuildingReplicas(begun).filter((replica) => !this.#ordered.has(keyOf(begun, replica)));
-    if (isTold && waiting.length === 0) return;
+    if (this.#isTold(attachment, begun) && waiting.length === 0) return;
     // A writer reports what it loses. Here a member that is only late to come back would be taken for lost.
     const isLate = writtenReplicas(begun).some(({ nodeId }) => !nodeFleet.isOnline(nodeId));
     if (attachment !== null && isLate) return;
@@ -88,29 +167,123 @@ export class Rebuilder {
     await Promise.all(rebuildingReplicas(volume).map((replica) => this.#order(volume, replica)));
   }
 
+  /** A replica for which there is no place stays where it is, and the others are rebuilt. */
+  async #move(target: Parameters<typeof moveReplicas>[2]): Promise<void> {
+    try {
+      await moveReplicas(this.#context, this.#tombstones, target);
+    } catch (thrown) {
+      const { code, message } = toBlockwireError(thrown);
+      if (code !== 'BW_NOT_ENOUGH_NODES' && code !== 'BW_NOT_ENOUGH_SPACE') throw thrown;
+      this.#context.log.debug({ volumeId: target.volumeId, code, reason: message }, 'no place for a replica');
+    }
+  }
+
+  /** One commit begins every rebuild that can begin; null when another writer was let in meanwhile. */
+  async #begin(volumeId: string, generation: number): Promise<VolumeRecord | null> {
+    const { store, events } = this.#context;
+    const found = (await volumes.get(store, volumeId))?.value;
+    if (found === undefined) return null;
+    const prepared = await Promise.all(found.replicas.map((replica) => this.#prepare(found, replica)));
+    const ready = found.replicas.filter((_, index) => prepared[index]).map(({ nodeId }) => nodeId);
+    const { volume, begun } = await commitRound(store, async () => {
+      const latest = await volumes.get(store, volumeId);
+      const nothing = { changes: [], result: { volume: latest?.value ?? null, begun: [] as string[] } };
+      if (latest === null || latest.value.generation !== generation) return nothing;
+      // What was prepared may be too small by now: the next sweep sees to it.
+      if (ready.length === 0 || latest.value.sizeBytes !== found.sizeBytes) return nothing;
+      let next = latest.value;
+      const begun: string[] = [];
+      for (const nodeId of ready) {
+        const rebuilding = beginRebuild(next, nodeId);
+        if (rebuilding !== null) begun.push(nodeId);
+        next = rebuilding ?? next;
+      }
+      if (begun.length === 0) return nothing;
+      return { changes: [volumes.replace(volumeId, latest.version, next)], result: { volume: next, begun } };
+    });
+    for (const nodeId of begun) {
+      events.publish({ type: 'replica.rebuilding', volumeId, nodeId, epoch: volume!.epoch });
+    }
+    return volume?.generation === generation ? volume : null;
+  }
+
+  /**
+   * Whether the rebuild of this replica can begin: it is stale, its node and a source are there and have room for one more,
+   * and the node has a replica of the volume's size.
+   */
+  async #prepare(volume: VolumeRecord, { nodeId, state, staleSinceEpoch }: ReplicaRecord): Promise<boolean> {
+    const { nodeFleet, timing } = this.#context;
+    const { id: volumeId, sizeBytes, generation, epoch } = volume;
+    const name = `${volumeId}/${nodeId}`;
+    if (state !== 'stale' || !nodeFleet.isOnline(nodeId) || !this.#pauses.isOver(name)) return false;
+    const source = this.#sourceOf(volume, nodeId);
+    if (source === null || !this.#slots.take(name, [nodeId, source])) return false;
+    try {
+      if (staleSinceEpoch === 0) {
+        const create = { kind: 'createReplica', volumeId, sizeBytes, generation, epoch } as const;
+        await nodeFleet.dispatch(nodeId, create, { deadlineMs: timing.createReplicaMs }).catch(orExists);
+      }
+      const resize = { kind: 'resizeReplica', volumeId, sizeBytes } as const;
+      await nodeFleet.dispatch(nodeId, resize, { deadlineMs: timing.resizeMs });
+      return true;
+    } catch (thrown) {
+      const { code, message } = toBlockwireError(thrown);
+      if (code === 'BW_SHUTTING_DOWN') throw thrown;
+      this.#pauses.begin(name);
+      this.#context.log.warn({ volumeId, nodeId, code, reason: message }, 'a rebuild cannot begin');
+      if (code === 'BW_REPLICA_NOT_FOUND') await this.#forgetContent(volumeId, nodeId);
+      return false;
+    }
+  }
+
+  /** The node came back without its replica: everything has to be copied. */
+  async #forgetContent(volumeId: string, nodeId: string): Promise<void> {
+    const { store } = this.#context;
+    await commitRound(store, async () => {
+      const found = await volumes.get(store, volumeId);
+      if (found === null) return { changes: [], result: undefined };
+      const next = forgetContent(found.value, nodeId);
+      return { changes: [volumes.replace(volumeId, found.version, next)], result: undefined };
+    });
+  }
+
+  /** The in-sync replica from which to copy: the one whose node has least to do. */
+  #sourceOf(volume: VolumeRecord, nodeId: string): string | null {
+    const { nodeFleet } = this.#context;
+    const name = `${volume.id}/${nodeId}`;
+    const bad = this.#badSources.get(name);
+    const weight = (id: string): number => this.#slots.countOf(id) + (id === bad ? 1000 : 0);
+    const sources = inSyncReplicas(volume)
+      .map((replica) => replica.nodeId)
+      .filter((id) => nodeFleet.isOnline(id))
+      .sort((a, b) => weight(a) - weight(b));
+    return sources[0] ?? null;
+  }
+
   /** Resolves when the writer goes by the volume's membership, and its earlier writes are done. */
-  async #tell(
-    attachment: { readonly id: string; readonly agentId: string },
-    volume: VolumeRecord,
-  ): Promise<void> {
+  async #tell(attachment: Writer, volume: VolumeRecord): Promise<void> {
     const { agentFleet, timing } = this.#context;
-    if (this.#told.get(attachment.id) === volume.epoch) return;
+    if (this.#isTold(attachment, volume)) return;
     const membership = await membershipOf(this.#context, volume);
     const action = { kind: 'membership', attachmentId: attachment.id, membership } as const;
     await agentFleet.dispatch(attachment.agentId, action, { deadlineMs: timing.membershipMs });
     this.#told.set(attachment.id, volume.epoch);
   }
 
+  #isTold(attachment: Writer | null, volume: VolumeRecord): boolean {
+    return attachment === null || this.#told.get(attachment.id) === volume.epoch;
+  }
+
   async #order(volume: VolumeRecord, replica: ReplicaRecord): Promise<void> {
-    const { store, nodeFleet, timing, exportNames } = this.#context;
+    const { store, nodeFleet, timing, exportNames, policy } = this.#context;
     const { id: volumeId, generation, epoch } = volume;
     const { nodeId, staleSinceEpoch } = replica;
     const joinedEpoch = joinedEpochOf(replica);
     const key = keyOf(volume, replica);
     if (this.#ordered.has(key)) return;
-    const source = inSyncReplicas(volume).find((candidate) => nodeFleet.isOnline(candidate.nodeId));
-    if (source === undefined) return;
-    const sourceNodeId = source.nodeId;
+    const sourceNodeId = this.#sourceOf(volume, nodeId);
+    if (sourceNodeId === null) return;
+    this.#slots.occupy(`${volumeId}/${nodeId}`, [nodeId, sourceNodeId]);
     const address = (await nodes.get(store, sourceNodeId))?.value.nbdAddress ?? '';
     try {
       await nodeFleet.dispatch(
@@ -118,6 +291,7 @@ export class Rebuilder {
         {
           ...{ kind: 'rebuild', volumeId, generation, epoch, joinedEpoch, sinceEpoch: staleSinceEpoch ?? 1 },
           ...{ sourceNodeId, sourceAddress: address, exportName: exportNames.nameOf(volume, 'peer') },
+          bytesPerSecond: policy.rebuildBytesPerSecond,
         },
         { deadlineMs: timing.installEpochMs },
       );
@@ -125,11 +299,11 @@ export class Rebuilder {
     } catch (thrown) {
       const { code, message } = toBlockwireError(thrown);
       if (code === 'BW_SHUTTING_DOWN') throw thrown;
-      await rebuildEnded(this.#context, { nodeId, volumeId, joinedEpoch, sourceNodeId, error: message });
+      await this.ended({ nodeId, volumeId, joinedEpoch, sourceNodeId, error: message });
     }
   }
 
-  async #attachmentOf(volume: VolumeRecord): Promise<{ id: string; agentId: string; state: string } | null> {
+  async #attachmentOf(volume: VolumeRecord): Promise<Writer | null> {
     if (volume.attachmentId === null) return null;
     return (await attachments.get(this.#context.store, volume.attachmentId))?.value ?? null;
   }
@@ -141,4 +315,9 @@ function rebuildingReplicas(volume: VolumeRecord): ReplicaRecord[] {
 
 function keyOf(volume: VolumeRecord, replica: ReplicaRecord): string {
   return `${volume.id}/${replica.nodeId}/${joinedEpochOf(replica)}`;
+}
+
+/** Of another size than asked for: it is resized next. */
+function orExists(thrown: unknown): void {
+  if (toBlockwireError(thrown).code !== 'BW_REPLICA_EXISTS') throw thrown;
 }

@@ -45,13 +45,15 @@ export const DEFAULT_DEVICE_OPTIONS: DeviceOptions = {
 const ReplicaRecord = Type.Object({
   nodeId: Type.String(),
   state: ReplicaStateSchema,
-  /** The epoch from which on it lacks writes; null when in sync. Kept while it is rebuilt. */
-  staleSinceEpoch: Type.Union([Counter, Type.Null()]),
+  /** The epoch from which on it lacks writes, 0: it has nothing; null when in sync. Kept while it is rebuilt. */
+  staleSinceEpoch: Type.Union([Type.Integer({ minimum: 0 }), Type.Null()]),
   /**
    * The epoch at which it last became a member that gets writes: what a writer knew before says nothing about it. Names
    * a rebuild. Absent: 1.
    */
   joinedEpoch: Type.Optional(Counter),
+  /** The node of the replica whose place it is to take. */
+  replaces: Type.Optional(Type.String()),
 });
 export type ReplicaRecord = Static<typeof ReplicaRecord>;
 
@@ -99,6 +101,8 @@ const NodeRecord = Type.Object({
   version: Type.String(),
   capacityBytes: Bytes,
   freeBytes: Bytes,
+  /** To be emptied: takes no new replicas, and loses those it has. Absent: no. */
+  draining: Type.Optional(Type.Boolean()),
 });
 export type NodeRecord = Static<typeof NodeRecord>;
 

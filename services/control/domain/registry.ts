@@ -19,6 +19,7 @@ const SPACE_CHANGE_PART_MIN = 1 / 256;
 
 export interface NodeSpace extends PlacementCandidate {
   readonly online: boolean;
+  readonly draining: boolean;
   readonly capacityBytes: number;
   readonly claimedBytes: number;
   /** Version of the claim record; 0 when there is none. */
@@ -31,16 +32,21 @@ export async function registerNode(
   node: NodeRecord,
   replicas: readonly ReplicaReport[],
 ): Promise<void> {
-  const { store } = context;
+  const { store, nodeFleet } = context;
+  nodeFleet.depart(node.id);
   await commitRound(store, async () => {
     const found = await nodes.get(store, node.id);
-    return { changes: [nodes.replace(node.id, found?.version ?? 0, node)], result: undefined };
+    const draining = found?.value.draining ?? false;
+    return {
+      changes: [nodes.replace(node.id, found?.version ?? 0, { ...node, draining })],
+      result: undefined,
+    };
   });
   for (const { volumeId, generation, epoch, unclean = false } of replicas) {
     await adoptReported(context, { nodeId: node.id, volumeId, generation, epoch });
     if (unclean) await noteUnclean(context, { nodeId: node.id, volumeId, epoch });
   }
-  context.nodeFleet.register(node.id);
+  nodeFleet.register(node.id);
 }
 
 /** Takes what a heartbeat reports of a node's space. Throws BW_NODE_NOT_FOUND for a node not registered. */
@@ -78,6 +84,7 @@ export async function freeBytesByNode(context: Context): Promise<NodeSpace[]> {
         nodeId: node.id,
         zone: node.zone,
         online: nodeFleet.isOnline(node.id),
+        draining: node.draining ?? false,
         capacityBytes: node.capacityBytes,
         claimedBytes,
         claimVersion: claim?.version ?? 0,
@@ -87,13 +94,34 @@ export async function freeBytesByNode(context: Context): Promise<NodeSpace[]> {
   );
 }
 
+/** Empties a node, or lets it take replicas again. Safe to repeat. Throws BW_NODE_NOT_FOUND. */
+export async function setDraining(
+  { store, events }: Context,
+  nodeId: string,
+  draining: boolean,
+): Promise<NodeRecord> {
+  const { record, isChanged } = await commitRound(store, async () => {
+    const found = await nodes.get(store, nodeId);
+    if (found === null) throw new BlockwireError('BW_NODE_NOT_FOUND', `there is no node ${nodeId}`);
+    const { value, version } = found;
+    if ((value.draining ?? false) === draining) {
+      return { changes: [], result: { record: value, isChanged: false } };
+    }
+    const record: NodeRecord = { ...value, draining };
+    return { changes: [nodes.replace(nodeId, version, record)], result: { record, isChanged: true } };
+  });
+  if (isChanged) events.publish({ type: draining ? 'node.draining' : 'node.kept', nodeId });
+  return record;
+}
+
 export async function registerAgent(context: Context, agent: AgentRecord): Promise<void> {
-  const { store } = context;
+  const { store, agentFleet } = context;
+  agentFleet.depart(agent.id);
   await commitRound(store, async () => {
     const found = await agents.get(store, agent.id);
     return { changes: [agents.replace(agent.id, found?.version ?? 0, agent)], result: undefined };
   });
-  context.agentFleet.register(agent.id);
+  agentFleet.register(agent.id);
 }
 
 /**

@@ -10,14 +10,17 @@ import { claims, deviceTombstones, nodes, replicaTombstones, type VolumeRecord }
 
 /** The changes that doom every replica of a volume that is being removed. */
 export function doomReplicas(context: Context, volume: VolumeRecord): Change[] {
-  return volume.replicas.map(({ nodeId }) =>
-    replicaTombstones.create([nodeId, volume.id], {
-      nodeId,
-      volumeId: volume.id,
-      sizeBytes: volume.sizeBytes,
-      createdAt: timestamp(context),
-    }),
-  );
+  return volume.replicas.map(({ nodeId }) => doomReplica(context, volume, nodeId));
+}
+
+/** The change that dooms one replica. */
+export function doomReplica(context: Context, volume: VolumeRecord, nodeId: string): Change {
+  return replicaTombstones.create([nodeId, volume.id], {
+    nodeId,
+    volumeId: volume.id,
+    sizeBytes: volume.sizeBytes,
+    createdAt: timestamp(context),
+  });
 }
 
 /** The change that dooms the device of an attachment that is being removed without its agent's word. */

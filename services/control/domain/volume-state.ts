@@ -104,6 +104,9 @@ export function promoteReplica(volume: VolumeRecord, nodeId: string): VolumeReco
   if (promoted?.state !== 'stale' || promoted.staleSinceEpoch === null) {
     throw new BlockwireError('BW_CONFLICT', `the replica of ${volume.id} on ${nodeId} is not stale`);
   }
+  if (promoted.staleSinceEpoch === 0) {
+    throw new BlockwireError('BW_CONFLICT', `the replica of ${volume.id} on ${nodeId} has no data yet`);
+  }
   const since = promoted.staleSinceEpoch;
   const epoch = volume.epoch + 1;
   return {

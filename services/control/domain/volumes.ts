@@ -6,7 +6,7 @@ import { placeReplicas } from './placement.ts';
 import { attachments, claims, names, nodes, type VolumeRecord, volumes } from './records.ts';
 import { freeBytesByNode } from './registry.ts';
 import { doomReplicas, type TombstoneCollector } from './tombstones.ts';
-import { assertReady, inSyncReplicas, inUse, newVolume } from './volume-state.ts';
+import { assertReady, inUse, newVolume, writtenReplicas } from './volume-state.ts';
 
 export interface CreateVolumeRequest {
   /** Chosen by the caller, so that a repeated request can find what the first one made. */
@@ -92,8 +92,7 @@ export class Volumes {
       );
     }
     await this.#assertRoom(before, sizeBytes - before.sizeBytes);
-    await this.#growReplicas(before, sizeBytes);
-    const volume = await this.#claimGrowth(id, sizeBytes);
+    const volume = await this.#grow(before, sizeBytes);
     const { events, agentFleet, store, timing } = this.#context;
     if (volume.sizeBytes > before.sizeBytes)
       events.publish({ type: 'volume.resized', volumeId: id, sizeBytes });
@@ -135,7 +134,9 @@ export class Volumes {
           details: { name, volume: taken.value.volumeId },
         });
       }
-      const candidates = (await freeBytesByNode(this.#context)).filter(({ online }) => online);
+      const candidates = (await freeBytesByNode(this.#context)).filter(
+        ({ online, draining }) => online && !draining,
+      );
       const nodeIds = placeReplicas({ candidates, replicaCount, sizeBytes });
       const volume = newVolume({ id, name, sizeBytes, nodeIds, createdAt: timestamp(this.#context) });
       const claimChanges = nodeIds.map((nodeId) => {
@@ -162,14 +163,29 @@ export class Volumes {
     }
   }
 
-  /** Replicas that are not in sync grow if they can be reached; before they are in sync again they have to. */
-  async #growReplicas(volume: VolumeRecord, sizeBytes: number): Promise<void> {
+  /** Replicas first, then the record; again when replicas came in meanwhile that have not grown. */
+  async #grow(before: VolumeRecord, sizeBytes: number): Promise<VolumeRecord> {
+    let volume = before;
+    for (;;) {
+      const grown = await this.#growReplicas(volume, sizeBytes);
+      const claimed = await this.#claimGrowth(volume.id, sizeBytes, grown);
+      if (claimed !== null) return claimed;
+      volume = await this.get(volume.id);
+    }
+  }
+
+  /**
+   * Stale replicas grow if they can be reached; before they are rebuilt they have to. Returns the nodes where the replica
+   * has the size.
+   */
+  async #growReplicas(volume: VolumeRecord, sizeBytes: number): Promise<ReadonlySet<string>> {
     const { nodeFleet, timing, log } = this.#context;
-    const inSync = inSyncReplicas(volume);
+    const needed = writtenReplicas(volume);
+    const grown = new Set<string>();
     await Promise.all(
       volume.replicas.map(async (replica) => {
         const { nodeId } = replica;
-        const isNeeded = inSync.includes(replica);
+        const isNeeded = needed.includes(replica);
         try {
           if (isNeeded) await nodeFleet.waitOnline(nodeId);
           await nodeFleet.dispatch(
@@ -177,6 +193,7 @@ export class Volumes {
             { kind: 'resizeReplica', volumeId: volume.id, sizeBytes },
             { deadlineMs: timing.resizeMs },
           );
+          grown.add(nodeId);
         } catch (thrown) {
           const error = toBlockwireError(thrown);
           if (isNeeded) {
@@ -190,17 +207,24 @@ export class Volumes {
         }
       }),
     );
+    return grown;
   }
 
-  /** One commit makes the volume larger and claims the space; a size that is there already changes nothing. */
-  #claimGrowth(id: string, sizeBytes: number): Promise<VolumeRecord> {
+  /**
+   * One commit makes the volume larger and claims the space; a size that is there already changes nothing. Null when a
+   * replica that gets writes has not grown.
+   */
+  #claimGrowth(id: string, sizeBytes: number, grown: ReadonlySet<string>): Promise<VolumeRecord | null> {
     const { store } = this.#context;
-    return commitRound(store, async () => {
+    return commitRound<VolumeRecord | null>(store, async () => {
       const found = await volumes.get(store, id);
       if (found === null) throw volumeNotFound(id);
+      if (writtenReplicas(found.value).some(({ nodeId }) => !grown.has(nodeId))) {
+        return { changes: [], result: null };
+      }
       const addedBytes = sizeBytes - found.value.sizeBytes;
       if (addedBytes <= 0) return { changes: [], result: found.value };
-      const grown: VolumeRecord = { ...found.value, sizeBytes };
+      const larger: VolumeRecord = { ...found.value, sizeBytes };
       const claimChanges = await Promise.all(
         found.value.replicas.map(async ({ nodeId }) => {
           const claim = await claims.get(store, nodeId);
@@ -208,7 +232,7 @@ export class Volumes {
           return claims.replace(nodeId, claim?.version ?? 0, { claimedBytes });
         }),
       );
-      return { changes: [volumes.replace(id, found.version, grown), ...claimChanges], result: grown };
+      return { changes: [volumes.replace(id, found.version, larger), ...claimChanges], result: larger };
     });
   }
 

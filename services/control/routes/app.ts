@@ -15,6 +15,7 @@ import type { Registry } from 'prom-client';
 import type { Attachments } from '../domain/attachments.ts';
 import type { Context } from '../domain/context.ts';
 import type { Idempotency } from '../domain/idempotency.ts';
+import type { Rebuilder } from '../domain/rebuilds.ts';
 import type { Volumes } from '../domain/volumes.ts';
 import type { HttpMetrics } from '../metrics.ts';
 import { attachmentRoutes } from './attachments.ts';
@@ -38,6 +39,7 @@ export interface ControlParts {
   readonly context: Context;
   readonly volumes: Volumes;
   readonly attachments: Attachments;
+  readonly rebuilder: Rebuilder;
   readonly idempotency: Idempotency;
 }
 

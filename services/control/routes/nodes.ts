@@ -1,13 +1,37 @@
-/** /v1/nodes and /v1/agents: who there is, and who is online. */
+/** /v1/nodes and /v1/agents: who there is, who is online, and emptying a node. */
 import { Type } from 'typebox';
-import { agents, nodes } from '../domain/records.ts';
-import { freeBytesByNode } from '../domain/registry.ts';
+import { agents, type NodeRecord, nodes, volumes } from '../domain/records.ts';
+import { freeBytesByNode, setDraining } from '../domain/registry.ts';
 import type { ControlParts, RestApp } from './app.ts';
-import { AgentView, ErrorBody, NodeView } from './schemas.ts';
+import { AgentView, ErrorBody, IdParams, NodeView } from './schemas.ts';
 
-export function nodeRoutes(app: RestApp, { context }: ControlParts): void {
+export function nodeRoutes(app: RestApp, { context, rebuilder }: ControlParts): void {
   const { store, nodeFleet, agentFleet } = context;
   const liveness = (online: boolean): 'online' | 'offline' => (online ? 'online' : 'offline');
+
+  const views = async (records: readonly NodeRecord[]): Promise<NodeView[]> => {
+    const freeBytes = new Map(
+      (await freeBytesByNode(context)).map((space) => [space.nodeId, space.freeBytes]),
+    );
+    const holders = (await volumes.list(store)).flatMap(({ value }) => value.replicas);
+    return records.map((node) => ({
+      id: node.id,
+      state: liveness(nodeFleet.isOnline(node.id)),
+      nbd: node.nbdAddress,
+      zone: node.zone,
+      capacityBytes: node.capacityBytes,
+      freeBytes: freeBytes.get(node.id) ?? 0,
+      draining: node.draining ?? false,
+      replicas: holders.filter(({ nodeId }) => nodeId === node.id).length,
+      version: node.version,
+    }));
+  };
+
+  const drain = async (id: string, draining: boolean): Promise<NodeView> => {
+    const record = await setDraining(context, id, draining);
+    void rebuilder.sweep();
+    return (await views([record]))[0]!;
+  };
 
   app.get(
     '/v1/nodes',
@@ -18,20 +42,33 @@ export function nodeRoutes(app: RestApp, { context }: ControlParts): void {
         response: { 200: Type.Array(NodeView), '5xx': ErrorBody },
       },
     },
-    async () => {
-      const freeBytes = new Map(
-        (await freeBytesByNode(context)).map((space) => [space.nodeId, space.freeBytes]),
-      );
-      return (await nodes.list(store)).map(({ value: node }) => ({
-        id: node.id,
-        state: liveness(nodeFleet.isOnline(node.id)),
-        nbd: node.nbdAddress,
-        zone: node.zone,
-        capacityBytes: node.capacityBytes,
-        freeBytes: freeBytes.get(node.id) ?? 0,
-        version: node.version,
-      }));
+    async () => views((await nodes.list(store)).map(({ value }) => value)),
+  );
+
+  app.post(
+    '/v1/nodes/:id/drain',
+    {
+      schema: {
+        tags: ['nodes'],
+        summary: 'Empty a node: each of its replicas goes once another node has a new one in sync',
+        params: IdParams,
+        response: { 200: NodeView, '4xx': ErrorBody, '5xx': ErrorBody },
+      },
     },
+    (request) => drain(request.params.id, true),
+  );
+
+  app.delete(
+    '/v1/nodes/:id/drain',
+    {
+      schema: {
+        tags: ['nodes'],
+        summary: 'Let a node keep its replicas, and take new ones again',
+        params: IdParams,
+        response: { 200: NodeView, '4xx': ErrorBody, '5xx': ErrorBody },
+      },
+    },
+    (request) => drain(request.params.id, false),
   );
 
   app.get(

@@ -77,7 +77,17 @@ export const VolumeView = Type.Object({
     Type.Object({
       node: Type.String(),
       state: ReplicaStateSchema,
-      uri: Type.String({ description: 'nbd:// address that any NBD client can open' }),
+      uri: Type.String({
+        description:
+          'nbd:// address that any NBD client can open for a day; read-only while the volume is attached',
+      }),
+      rebuild: Nullable(
+        Type.Object(
+          { copiedBytes: Type.Integer(), totalBytes: Type.Integer() },
+          { description: 'while the state is rebuilding; totalBytes as far as it is known' },
+        ),
+      ),
+      replaces: Nullable(Type.String({ description: 'the node whose replica it is to take the place of' })),
     }),
   ),
   attachment: Nullable(Type.String()),
@@ -150,8 +160,12 @@ export const NodeView = Type.Object({
   zone: Type.String(),
   capacityBytes: Type.Integer(),
   freeBytes: Type.Integer({ description: 'what new replicas may still claim' }),
+  draining: Type.Boolean({ description: 'its replicas move to other nodes, and it takes no new ones' }),
+  replicas: Type.Integer({ description: 'replicas that are there' }),
   version: Type.String(),
 });
+
+export type NodeView = Static<typeof NodeView>;
 
 export const AgentView = Type.Object({
   id: Type.String(),

@@ -1,6 +1,7 @@
 /** Records as REST shows them. */
 import type { IoState } from '../domain/attachments.ts';
 import type { ExportNames } from '../domain/capabilities.ts';
+import type { Rebuilder } from '../domain/rebuilds.ts';
 import { type AttachmentRecord, DEFAULT_DEVICE_OPTIONS, type VolumeRecord } from '../domain/records.ts';
 import { isDegraded } from '../domain/volume-state.ts';
 import type { AttachmentView, VolumeView } from './schemas.ts';
@@ -9,13 +10,17 @@ export interface ViewSources {
   /** host:port of each node's NBD server, by node. */
   readonly addresses: ReadonlyMap<string, string>;
   readonly exportNames: ExportNames;
+  readonly rebuilder: Pick<Rebuilder, 'progressOf'>;
 }
 
 /**
  * Any NBD client opens the addresses. While the volume is attached they are good for reading only, since its agent is the
  * one writer.
  */
-export function volumeView(volume: VolumeRecord, { addresses, exportNames }: ViewSources): VolumeView {
+export function volumeView(
+  volume: VolumeRecord,
+  { addresses, exportNames, rebuilder }: ViewSources,
+): VolumeView {
   const { id, name, sizeBytes, state, generation, epoch, attachmentId, createdAt } = volume;
   const exportName = exportNames.nameOf(volume, attachmentId === null ? 'client' : 'reader');
   return {
@@ -30,6 +35,8 @@ export function volumeView(volume: VolumeRecord, { addresses, exportNames }: Vie
       node: replica.nodeId,
       state: replica.state,
       uri: `nbd://${addresses.get(replica.nodeId)}/${encodeURIComponent(exportName)}`,
+      rebuild: rebuilder.progressOf(volume, replica),
+      replaces: replica.replaces ?? null,
     })),
     attachment: attachmentId,
     createdAt,

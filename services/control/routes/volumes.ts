@@ -14,12 +14,13 @@ import {
 import { type ViewSources, volumeView } from './views.ts';
 
 export function volumeRoutes(app: RestApp, parts: ControlParts): void {
-  const { context, volumes, idempotency } = parts;
+  const { context, volumes, rebuilder, idempotency } = parts;
   const tags = ['volumes'];
 
   const sources = async (): Promise<ViewSources> => ({
     addresses: new Map((await nodes.list(context.store)).map(({ value }) => [value.id, value.nbdAddress])),
     exportNames: context.exportNames,
+    rebuilder,
   });
 
   app.post(

@@ -1,14 +1,20 @@
 /** The Nodes service: storage nodes register, stay online, take commands and complete them. */
 import type { NodeCommandInput, NodesHandlers } from '@blockwire/proto/control/types.ts';
 import type { Context, NodeAction } from '../domain/context.ts';
-import { rebuildEnded } from '../domain/membership.ts';
+import type { Rebuilder } from '../domain/rebuilds.ts';
 import { registerNode, updateNodeSpace } from '../domain/registry.ts';
 import { checkAddress, checkInteger, checkList, checkMemberId, checkResourceId, checkText } from './check.ts';
 import { reportedError, unaryHandler } from './errors.ts';
 import { openWatch } from './watch.ts';
 
-/** @param capabilityKey what every node is told to verify capabilities with */
-export function nodesHandlers(context: Context, capabilityKey: Buffer): NodesHandlers {
+export interface NodesParts {
+  readonly context: Context;
+  readonly rebuilder: Rebuilder;
+  /** What every node is told to verify capabilities with. */
+  readonly capabilityKey: Buffer;
+}
+
+export function nodesHandlers({ context, rebuilder, capabilityKey }: NodesParts): NodesHandlers {
   const { nodeFleet, log } = context;
   // The generated handler type is open to further methods; the five here are checked one by one.
   const handlers: Pick<NodesHandlers, 'Register' | 'Heartbeat' | 'Watch' | 'Complete' | 'ReportRebuild'> = {
@@ -27,13 +33,22 @@ export function nodesHandlers(context: Context, capabilityKey: Buffer): NodesHan
         epoch: checkInteger('epoch', replica.epoch),
         unclean: replica.unclean,
       }));
+      rebuilder.nodeRestarted(node.id);
       await registerNode(context, node, replicas);
       return { heartbeatIntervalMs: nodeFleet.heartbeatIntervalMs, capabilityKey };
     }),
 
     Heartbeat: unaryHandler(log, async (request) => {
+      const nodeId = checkMemberId('node_id', request.nodeId);
+      const rebuilds = checkList('rebuilds', request.rebuilds).map((rebuild) => ({
+        volumeId: checkText('volume_id', rebuild.volumeId),
+        joinedEpoch: checkInteger('joined_epoch', rebuild.joinedEpoch),
+        copiedBytes: checkInteger('copied_bytes', rebuild.copiedBytes),
+        totalBytes: checkInteger('total_bytes', rebuild.totalBytes),
+      }));
+      rebuilder.noteProgress(nodeId, rebuilds);
       await updateNodeSpace(context, {
-        nodeId: checkMemberId('node_id', request.nodeId),
+        nodeId,
         capacityBytes: checkInteger('capacity_bytes', request.capacityBytes),
         freeBytes: checkInteger('free_bytes', request.freeBytes),
       });
@@ -59,7 +74,7 @@ export function nodesHandlers(context: Context, capabilityKey: Buffer): NodesHan
 
     ReportRebuild: unaryHandler(log, async (request) => {
       const error = checkText('error', request.error);
-      await rebuildEnded(context, {
+      await rebuilder.ended({
         nodeId: checkMemberId('node_id', request.nodeId),
         volumeId: checkResourceId('volume_id', request.volumeId),
         joinedEpoch: checkInteger('joined_epoch', request.joinedEpoch),
@@ -81,8 +96,8 @@ function encodeCommand(commandId: string, action: NodeAction): NodeCommandInput 
     case 'reconcile':
       return { commandId, reconcile: { order: action } };
     case 'rebuild': {
-      const { sinceEpoch, joinedEpoch } = action;
-      return { commandId, rebuild: { order: action, sinceEpoch, joinedEpoch } };
+      const { sinceEpoch, joinedEpoch, bytesPerSecond } = action;
+      return { commandId, rebuild: { order: action, sinceEpoch, joinedEpoch, bytesPerSecond } };
     }
     default:
   }

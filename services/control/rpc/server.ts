@@ -4,9 +4,8 @@ import { addAgentsService, addNodesService } from '@blockwire/proto/control/serv
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import { Server, ServerCredentials } from '@grpc/grpc-js';
 import type { Attachments } from '../domain/attachments.ts';
-import type { Context } from '../domain/context.ts';
 import { agentsHandlers } from './agents.ts';
-import { nodesHandlers } from './nodes.ts';
+import { type NodesParts, nodesHandlers } from './nodes.ts';
 
 const STOP_MS_MAX = 2_000;
 
@@ -18,20 +17,20 @@ export interface RpcServer {
 }
 
 /** Listens; port 0 takes any free one. Throws BW_CONFLICT when it cannot be taken. */
-export async function startRpcServer(options: {
-  readonly context: Context;
-  readonly attachments: Attachments;
-  readonly capabilityKey: Buffer;
-  readonly host: string;
-  readonly port: number;
-}): Promise<RpcServer> {
-  const { context, attachments, capabilityKey, host, port } = options;
+export async function startRpcServer(
+  options: NodesParts & {
+    readonly attachments: Attachments;
+    readonly host: string;
+    readonly port: number;
+  },
+): Promise<RpcServer> {
+  const { context, attachments, host, port } = options;
   const server = new Server({
     // Connections of hosts that vanished are found even while no heartbeat is due.
     'grpc.keepalive_time_ms': 10_000,
     'grpc.keepalive_timeout_ms': 5_000,
   });
-  addNodesService(server, nodesHandlers(context, capabilityKey));
+  addNodesService(server, nodesHandlers(options));
   addAgentsService(server, agentsHandlers(context, attachments));
   const bound = await new Promise<number>((resolve, reject) => {
     const target = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;

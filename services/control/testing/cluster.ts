@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { Lifecycle } from '@blockwire/shared/lifecycle.ts';
 import { createLogger } from '@blockwire/shared/log.ts';
-import type { Timing } from '../domain/context.ts';
+import type { Policy, Timing } from '../domain/context.ts';
 import type { VolumeView } from '../routes/schemas.ts';
 import { type ControlPlane, startControl } from '../server.ts';
 import { openSqliteStore } from '../store/sqlite.ts';
@@ -27,14 +27,16 @@ export interface Answer<Body> {
 export class Cluster {
   readonly #directory: string;
   readonly #timing: Partial<Timing>;
+  readonly #policy: Partial<Policy>;
   #control: ControlPlane | null = null;
   #lifecycle: Lifecycle | null = null;
   readonly nodes: FakeNode[] = [];
   readonly agents: FakeAgent[] = [];
 
-  constructor(t: TestContext, timing: Partial<Timing>) {
+  constructor(t: TestContext, timing: Partial<Timing>, policy: Partial<Policy>) {
     this.#directory = mkdtempSync(join(tmpdir(), 'bw-control-'));
     this.#timing = timing;
+    this.#policy = policy;
     t.after(async () => {
       await Promise.all([...this.nodes, ...this.agents].map((member) => member.close()));
       await this.stop();
@@ -63,6 +65,7 @@ export class Cluster {
       log,
       lifecycle: this.#lifecycle,
       timing: this.#timing,
+      policy: this.#policy,
     });
   }
 
@@ -129,10 +132,16 @@ export function createVolume(
 /** A control plane with so many nodes, and agents if asked for, all online. */
 export async function startCluster(
   t: TestContext,
-  options: { nodeCount?: number; agentCount?: number; timing?: Partial<Timing> } = {},
+  options: {
+    nodeCount?: number;
+    agentCount?: number;
+    timing?: Partial<Timing>;
+    policy?: Partial<Policy>;
+  } = {},
 ): Promise<Cluster> {
-  const { nodeCount = 2, agentCount = 0, timing = {} } = options;
-  const cluster = new Cluster(t, { reconnectGraceMs: 0, ...timing });
+  const { nodeCount = 2, agentCount = 0, timing = {}, policy = {} } = options;
+  // What the control plane does by itself begins when something comes online, unless the test says how often.
+  const cluster = new Cluster(t, { reconnectGraceMs: 0, rebuildSweepMs: 3_600_000, ...timing }, policy);
   await cluster.start();
   for (let index = 1; index <= nodeCount; index++) await cluster.addNode(new FakeNode(`node-${index}`));
   for (let index = 1; index <= agentCount; index++) await cluster.addAgent(`agent-${index}`);

@@ -14,6 +14,8 @@ import type {
   DeviceStatusInput,
   Membership,
   NodeCommand,
+  Rebuild,
+  RebuildProgressInput,
   RegisterNodeRequestInput,
   ReportReplicaLostRequestInput,
 } from '@blockwire/proto/control/types.ts';
@@ -102,6 +104,29 @@ export class FakeNode extends FakeMember<NodeCommand> {
   async close(): Promise<void> {
     await this.disconnect();
     this.#client?.close();
+  }
+
+  async heartbeat(rebuilds: RebuildProgressInput[]): Promise<void> {
+    const { capacityBytes = 0, freeBytes = 0 } = this.registration;
+    const request = { nodeId: this.id, capacityBytes, freeBytes, rebuilds };
+    await unary(this.#connected(), nodesMethods().Heartbeat, request, { timeoutMs: TIMEOUT_MS });
+  }
+
+  /** Reports the end of the rebuild that was ordered last. */
+  async endRebuild(volumeId: string, error = ''): Promise<void> {
+    const ordered = this.rebuildsOf(volumeId).at(-1);
+    const { joinedEpoch, order } = ordered!;
+    const request = { nodeId: this.id, volumeId, joinedEpoch, sourceNodeId: order!.sourceNodeId, error };
+    await unary(this.#connected(), nodesMethods().ReportRebuild, request, { timeoutMs: TIMEOUT_MS });
+  }
+
+  rebuildsOf(volumeId: string): Rebuild[] {
+    return this.commands.flatMap(({ rebuild }) => (rebuild?.order?.volumeId === volumeId ? [rebuild] : []));
+  }
+
+  #connected(): ReturnType<typeof createNodesClient> {
+    if (this.#client === null) throw new Error('connect first');
+    return this.#client;
   }
 
   commandsOf(action: NonNullable<NodeCommand['action']>): NodeCommand[] {

@@ -26,6 +26,8 @@ test('nodes and agents are listed with what they reported', async (t) => {
       zone: 'a',
       capacityBytes: 2 ** 40,
       freeBytes: 2 ** 39,
+      draining: false,
+      replicas: 0,
       version: '0.1.0',
     },
   ]);

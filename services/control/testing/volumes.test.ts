@@ -270,6 +270,7 @@ test('the service describes and measures itself', async (t) => {
     '/v1/attachments',
     '/v1/attachments/{id}',
     '/v1/nodes',
+    '/v1/nodes/{id}/drain',
     '/v1/volumes',
     '/v1/volumes/{id}',
   ]);
