@@ -13,7 +13,7 @@ import type { Context } from './context.ts';
 import { installMembership, membershipOf, type RebuildReport, rebuildEnded } from './membership.ts';
 import { Pauses } from './pauses.ts';
 import { attachments, nodes, type ReplicaRecord, type VolumeRecord, volumes } from './records.ts';
-import { forgetContent, type NodeFacts } from './replacement-state.ts';
+import { forgetContent, type NodeFacts, surplusOf } from './replacement-state.ts';
 import { moveReplicas, nodeFacts } from './replacements.ts';
 import { Slots } from './slots.ts';
 import type { TombstoneCollector } from './tombstones.ts';
@@ -154,7 +154,7 @@ export class Rebuilder {
     // An attach or a detach under way decides the membership itself.
     if (attachment !== null && attachment.state !== 'attached') return;
     await this.#move({ volumeId, facts, isSettled: this.#isTold(attachment, found) });
-    const begun = await this.#begin(volumeId, found.generation);
+    const begun = await this.#begin(volumeId, found.generation, facts);
     if (begun === null) return;
     const waiting = rebuildingReplicas(begun).filter((replica) => !this.#ordered.has(keyOf(begun, replica)));
     if (this.#isTold(attachment, begun) && waiting.length === 0) return;
@@ -179,12 +179,14 @@ export class Rebuilder {
   }
 
   /** One commit begins every rebuild that can begin; null when another writer was let in meanwhile. */
-  async #begin(volumeId: string, generation: number): Promise<VolumeRecord | null> {
+  async #begin(volumeId: string, generation: number, facts: NodeFacts): Promise<VolumeRecord | null> {
     const { store, events } = this.#context;
     const found = (await volumes.get(store, volumeId))?.value;
     if (found === undefined) return null;
-    const prepared = await Promise.all(found.replicas.map((replica) => this.#prepare(found, replica)));
-    const ready = found.replicas.filter((_, index) => prepared[index]).map(({ nodeId }) => nodeId);
+    const leaving = surplusOf(found, facts).map(({ nodeId }) => nodeId);
+    const staying = found.replicas.filter(({ nodeId }) => !leaving.includes(nodeId));
+    const prepared = await Promise.all(staying.map((replica) => this.#prepare(found, replica)));
+    const ready = staying.filter((_, index) => prepared[index]).map(({ nodeId }) => nodeId);
     const { volume, begun } = await commitRound(store, async () => {
       const latest = await volumes.get(store, volumeId);
       const nothing = { changes: [], result: { volume: latest?.value ?? null, begun: [] as string[] } };

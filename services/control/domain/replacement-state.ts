@@ -46,17 +46,16 @@ export function nextToReplace(volume: VolumeRecord, { isGone, isDraining }: Node
   return needy?.nodeId ?? null;
 }
 
-/** The replica that goes next, or null. Never one without which nothing would be in sync. */
-export function nextSurplus(volume: VolumeRecord, { isGone, isDraining }: NodeFacts): Surplus | null {
-  for (const replica of volume.replicas) {
+/** The replicas that are to go: not to be rebuilt any more. Never one without which nothing would be in sync. */
+export function surplusOf(volume: VolumeRecord, { isGone, isDraining }: NodeFacts): Surplus[] {
+  return volume.replicas.flatMap((replica) => {
     const old = replaced(volume, replica);
-    if (old === undefined) continue;
-    if (replica.state === 'inSync') return surplus(old, replica.nodeId);
-    if (old.state === 'inSync' && !isDraining(old.nodeId)) return surplus(replica, old.nodeId);
+    if (old === undefined) return [];
+    if (replica.state === 'inSync') return [surplus(old, replica.nodeId)];
+    if (old.state === 'inSync' && !isDraining(old.nodeId)) return [surplus(replica, old.nodeId)];
     const isInVain = isDraining(replica.nodeId) || (replica.state === 'stale' && isGone(replica.nodeId));
-    if (isInVain && inSyncReplicas(volume).length > 0) return surplus(replica, null);
-  }
-  return null;
+    return isInVain && inSyncReplicas(volume).length > 0 ? [surplus(replica, null)] : [];
+  });
 }
 
 /** The volume without a stale replica. */

@@ -11,9 +11,9 @@ import { freeBytesByNode } from './registry.ts';
 import {
   addReplacement,
   type NodeFacts,
-  nextSurplus,
   nextToReplace,
   removeReplica,
+  surplusOf,
 } from './replacement-state.ts';
 import { doomReplica, type TombstoneCollector } from './tombstones.ts';
 import { inSyncReplicas, markStale } from './volume-state.ts';
@@ -79,8 +79,8 @@ async function dropSurplus(
     async () => {
       const nothing = { changes: [], result: null };
       const found = await volumes.get(store, volumeId);
-      const surplus = found === null ? null : nextSurplus(found.value, facts);
-      if (found === null || surplus === null) return nothing;
+      const [surplus] = found === null ? [] : surplusOf(found.value, facts);
+      if (found === null || surplus === undefined) return nothing;
       const { nodeId, step } = surplus;
       if (step === 'setAside') {
         const volume = markStale(found.value, [nodeId]);
