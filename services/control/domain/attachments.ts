@@ -37,6 +37,8 @@ export interface AttachRequest {
   readonly agentId?: string | undefined;
   readonly datapath: Datapath;
   readonly options: DeviceOptions;
+  /** Takes the volume from the agent that has it. */
+  readonly force?: boolean;
 }
 
 /** How a device's I/O fares, as its agent said last. */
@@ -75,21 +77,24 @@ export class Attachments {
    * Gives the volume to an agent: next generation, installed at every in-sync replica that can be reached (the
    * others go stale), then the device. On failure the volume is free again; its generation stays raised.
    *
-   * Throws BW_VOLUME_NOT_FOUND, BW_VOLUME_IN_USE, BW_VOLUME_NOT_READY, BW_NO_IN_SYNC_REPLICA,
-   * BW_DATAPATH_UNAVAILABLE, the errors of `chooseAgent`, or the agent's.
+   * With `force` the volume is taken from the agent that has it: the same commit removes that attachment and dooms its
+   * device. The installed generation keeps the old agent out, whether it hears of it or not, before the new one begins.
+   *
+   * Throws BW_VOLUME_NOT_FOUND, BW_VOLUME_IN_USE, BW_VOLUME_NOT_READY, BW_NO_IN_SYNC_REPLICA, BW_CONFLICT when another
+   * attach is under way, BW_DATAPATH_UNAVAILABLE, the errors of `chooseAgent`, or the agent's.
    */
   async attach(request: AttachRequest): Promise<AttachmentRecord> {
     const { store, agentFleet, timing, events } = this.#context;
     const found = await volumes.get(store, request.volumeId);
     if (found === null) throw volumeNotFound(request.volumeId);
-    if (found.value.attachmentId !== null) throw inUse(found.value);
+    if (found.value.attachmentId !== null && !request.force) throw inUse(found.value);
     const agent = await chooseAgent(this.#context, request.agentId);
     assertDatapath(agent, request.datapath);
     // A device of an earlier attachment must be gone before its volume may come back to the same agent.
     const doomed = await deviceTombstones.list(store, agent.id);
     if (doomed.length > 0) await this.#tombstones.collectAgent(agent.id);
 
-    const { generation } = await this.#reserve(request, agent.id);
+    const { generation } = await this.#takeOver(request, agent.id);
     let sent = false;
     try {
       const volume = await this.#admitWriter({ volumeId: request.volumeId, generation });
@@ -258,10 +263,24 @@ export class Attachments {
     return this.#reconciles ? reconcile(this.#context, target) : installMembership(this.#context, target);
   }
 
+  /** The volume reserved; an agent that had it is told to remove its device. */
+  async #takeOver(request: AttachRequest, agentId: string): Promise<VolumeRecord> {
+    const { volume, taken } = await this.#reserve(request, agentId);
+    if (taken === null) return volume;
+    this.#context.events.publish({ type: 'attachment.taken', volumeId: volume.id, agentId: taken.agentId });
+    const removal = this.#tombstones.collectAgent(taken.agentId);
+    // On the same host the old device goes before the new one comes; another host may be past answering.
+    if (taken.agentId === agentId) await removal;
+    return volume;
+  }
+
   /** One commit makes the attachment, raises the generation and marks what cannot be reached stale. */
-  async #reserve(request: AttachRequest, agentId: string): Promise<VolumeRecord> {
+  async #reserve(
+    request: AttachRequest,
+    agentId: string,
+  ): Promise<{ readonly volume: VolumeRecord; readonly taken: AttachmentRecord | null }> {
     const { store, nodeFleet } = this.#context;
-    const { id, volumeId, datapath, options } = request;
+    const { id, volumeId, datapath, options, force = false } = request;
     const before = await volumes.get(store, volumeId);
     const members = before === null ? [] : inSyncReplicas(before.value);
     await Promise.all(members.map(({ nodeId }) => nodeFleet.waitOnline(nodeId)));
@@ -271,7 +290,9 @@ export class Attachments {
       const unreachableNodeIds = inSyncReplicas(found.value)
         .map(({ nodeId }) => nodeId)
         .filter((nodeId) => !nodeFleet.isOnline(nodeId));
-      const volume = beginAttachment(found.value, { attachmentId: id, unreachableNodeIds });
+      const taken = force ? await this.#attachmentToTake(found.value) : null;
+      const free = taken === null ? found.value : endAttachment(found.value, taken.record.id);
+      const volume = beginAttachment(free, { attachmentId: id, unreachableNodeIds });
       const record: AttachmentRecord = {
         id,
         volumeId,
@@ -284,10 +305,31 @@ export class Attachments {
         createdAt: timestamp(this.#context),
       };
       return {
-        changes: [volumes.replace(volumeId, found.version, volume), attachments.create(id, record)],
-        result: volume,
+        changes: [
+          volumes.replace(volumeId, found.version, volume),
+          attachments.create(id, record),
+          ...(taken?.changes ?? []),
+        ],
+        result: { volume, taken: taken?.record ?? null },
       };
     });
+  }
+
+  /** The attachment that a forced attach ends, and the changes that do it; null when there is none. */
+  async #attachmentToTake(
+    volume: VolumeRecord,
+  ): Promise<{ readonly record: AttachmentRecord; readonly changes: readonly Change[] } | null> {
+    if (volume.attachmentId === null) return null;
+    const found = await attachments.get(this.#context.store, volume.attachmentId);
+    if (found === null) return null;
+    const { id, agentId, volumeId, state } = found.value;
+    if (state === 'attaching') {
+      throw new BlockwireError('BW_CONFLICT', `attachment ${id} is still being made; try again`);
+    }
+    const changes = [attachments.remove(id, found.version)];
+    // What is lost has no device, as its agent said.
+    if (state !== 'lost') changes.push(doomDevice(this.#context, { agentId, attachmentId: id, volumeId }));
+    return { record: found.value, changes };
   }
 
   /** The attachment as it was, now detaching unless it is lost. */

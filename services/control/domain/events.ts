@@ -9,7 +9,11 @@ export type ControlEvent =
       readonly agentId: string;
     }
   | { readonly type: 'volume.resized'; readonly volumeId: string; readonly sizeBytes: number }
-  | { readonly type: 'attachment.lost'; readonly volumeId: string; readonly agentId: string }
+  | {
+      readonly type: 'attachment.lost' | 'attachment.taken';
+      readonly volumeId: string;
+      readonly agentId: string;
+    }
   | {
       readonly type: 'replica.stale';
       readonly volumeId: string;
@@ -18,7 +22,7 @@ export type ControlEvent =
       readonly reason: string;
     }
   | {
-      readonly type: 'replica.inSync' | 'replica.rebuilding';
+      readonly type: 'replica.inSync' | 'replica.rebuilding' | 'replica.promoted';
       readonly volumeId: string;
       readonly nodeId: string;
       readonly epoch: number;

@@ -32,14 +32,15 @@ export function attachmentRoutes(app: RestApp, parts: ControlParts): void {
       },
     },
     (request, reply) => {
-      const { volume: volumeId, agent: agentId, datapath = 'auto', ...asked } = request.body;
+      const { volume: volumeId, agent: agentId, datapath = 'auto', force = false, ...asked } = request.body;
       const options = { ...DEFAULT_DEVICE_OPTIONS, ...asked };
       return answerOnce(
         { idempotency, newId: context.newId },
         { request, reply },
         {
           idPrefix: 'att',
-          run: async (id) => view(await attachments.attach({ id, volumeId, agentId, datapath, options })),
+          run: async (id) =>
+            view(await attachments.attach({ id, volumeId, agentId, datapath, options, force })),
           find: async (id) => {
             const found = await attachmentTable.get(context.store, id);
             return found === null ? null : view(found.value);

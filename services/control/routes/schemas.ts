@@ -60,6 +60,20 @@ export const ResizeVolumeBody = Type.Object(
   strict,
 );
 
+export const ReplicaParams = Type.Object({
+  id: Type.String({ minLength: 1 }),
+  node: Type.String({ minLength: 1 }),
+});
+
+export const PromoteBody = Type.Object(
+  {
+    acceptLoss: Type.Literal(true, {
+      description: 'true: what was written since the replica went stale is lost for good',
+    }),
+  },
+  strict,
+);
+
 export const ListVolumesQuery = Type.Object(
   { name: Type.Optional(Type.String({ description: 'only the volume of this name' })) },
   strict,
@@ -115,6 +129,12 @@ export const CreateAttachmentBody = Type.Object(
         minimum: 0,
         maximum: 86_400_000,
         description: 'I/O fails when no in-sync replica has answered for so long; 0 (default): it waits',
+      }),
+    ),
+    force: Type.Optional(
+      Type.Boolean({
+        description:
+          'take the volume from the agent that has it: kept out first, its device removed when it answers',
       }),
     ),
   },

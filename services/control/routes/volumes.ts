@@ -1,5 +1,6 @@
 /** /v1/volumes: create, list, get, resize, delete. */
 import { Type } from 'typebox';
+import { promote } from '../domain/promotion.ts';
 import { nodes, volumes as volumeTable } from '../domain/records.ts';
 import type { ControlParts, RestApp } from './app.ts';
 import { answerOnce } from './idempotent.ts';
@@ -8,6 +9,8 @@ import {
   ErrorBody,
   IdParams,
   ListVolumesQuery,
+  PromoteBody,
+  ReplicaParams,
   ResizeVolumeBody,
   VolumeView,
 } from './schemas.ts';
@@ -96,6 +99,23 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
     },
     async (request) =>
       volumeView(await volumes.resize(request.params.id, request.body.sizeBytes), await sources()),
+  );
+
+  app.post(
+    '/v1/volumes/:id/replicas/:node/promote',
+    {
+      schema: {
+        tags,
+        summary: 'Let a stale replica count when no replica in sync is left, and give up what it lacks',
+        params: ReplicaParams,
+        body: PromoteBody,
+        response: { 200: VolumeView, '4xx': ErrorBody, '5xx': ErrorBody },
+      },
+    },
+    async (request) => {
+      const { id: volumeId, node: nodeId } = request.params;
+      return volumeView(await promote(context, { volumeId, nodeId }), await sources());
+    },
   );
 
   app.delete(

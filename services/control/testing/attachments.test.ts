@@ -134,7 +134,7 @@ test('bad attaches are refused and change nothing', async (t) => {
     [{}, 400, 'BW_INVALID_ARGUMENT'],
     [{ volume: '' }, 400, 'BW_INVALID_ARGUMENT'],
     [{ volume: volume.id, datapath: 'warp' }, 400, 'BW_INVALID_ARGUMENT'],
-    [{ volume: volume.id, force: true }, 400, 'BW_INVALID_ARGUMENT'],
+    [{ volume: volume.id, force: 'yes' }, 400, 'BW_INVALID_ARGUMENT'],
     [{ volume: 'vol-000000000000' }, 404, 'BW_VOLUME_NOT_FOUND'],
     [{ volume: 'no such id' }, 404, 'BW_VOLUME_NOT_FOUND'],
     [{ volume: volume.id, agent: 'agent-9' }, 404, 'BW_AGENT_NOT_FOUND'],

@@ -273,6 +273,7 @@ test('the service describes and measures itself', async (t) => {
     '/v1/nodes/{id}/drain',
     '/v1/volumes',
     '/v1/volumes/{id}',
+    '/v1/volumes/{id}/replicas/{node}/promote',
   ]);
   const metrics = await (await fetch(`${cluster.control.rest}/metrics`)).text();
   for (const line of [
