@@ -12,6 +12,7 @@ import { Fleet } from './domain/fleet.ts';
 import { Idempotency } from './domain/idempotency.ts';
 import { Rebuilder } from './domain/rebuilds.ts';
 import { recover } from './domain/recovery.ts';
+import { Snapshots } from './domain/snapshots.ts';
 import { TombstoneCollector } from './domain/tombstones.ts';
 import { Volumes } from './domain/volumes.ts';
 import { createHttpMetrics, createStateMetrics } from './metrics.ts';
@@ -56,14 +57,16 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   const volumes = new Volumes(context, tombstones);
   const attachments = new Attachments(context, tombstones);
   const rebuilder = new Rebuilder(context, tombstones);
+  const snapshots = new Snapshots(context);
   const idempotency = new Idempotency(context);
   context.events.on('change', (event) => {
     log.info(event, event.type);
     if (event.type === 'node.online') void tombstones.collectNode(event.nodeId);
+    if (event.type === 'node.online') void snapshots.sweep();
     if (event.type === 'agent.online') void tombstones.collectAgent(event.agentId);
     if (event.type === 'node.online' || event.type === 'agent.online') rebuilder.memberCame();
   });
-  await recover({ volumes, attachments });
+  await recover({ volumes, attachments, snapshots });
   lifecycle.onStop('deletions', () => tombstones.settle());
 
   const rpc = await startRpcServer({
@@ -72,7 +75,7 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   });
   lifecycle.onStop('gRPC', () => rpc.stop());
 
-  const parts = { context, volumes, attachments, rebuilder, idempotency };
+  const parts = { context, volumes, attachments, rebuilder, snapshots, idempotency };
   const registry = createRegistry();
   const httpMetrics = createHttpMetrics(registry);
   createStateMetrics(registry, parts);
@@ -95,7 +98,10 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
     context.nodeFleet.tick();
     context.agentFleet.tick();
   });
-  every('sweep', SWEEP_INTERVAL_MS, () => void tombstones.sweep());
+  every('sweep', SWEEP_INTERVAL_MS, () => {
+    void tombstones.sweep();
+    void snapshots.sweep();
+  });
   every('rebuilds', context.timing.rebuildSweepMs, () => void rebuilder.sweep());
   every('expiry', EXPIRE_INTERVAL_MS, () => {
     idempotency.expire().catch((error: unknown) => log.error({ err: error }, 'idempotency keys not expired'));

@@ -223,9 +223,10 @@ class Simulation implements Cluster {
     const { attachmentId } = this.control.volume;
     const agent = attachmentId === null ? null : (this.#agentOf.get(attachmentId) ?? null);
     if (attachmentId === null) {
-      this.#attach();
+      this.#attach(false);
     } else if (this.#wish !== null) {
-      this.#detach(attachmentId, this.#wish === 'move');
+      if (this.#wish === 'move') this.#attach(true);
+      else this.#detach(attachmentId, false);
       this.#wish = null;
     } else if (
       agent?.process == null ||
@@ -238,7 +239,7 @@ class Simulation implements Cluster {
     }
   }
 
-  #attach(): void {
+  #attach(force: boolean): void {
     const agents = this.#agents.filter(({ process }) => process !== null);
     const agent = agents[this.#nextAgent++ % Math.max(1, agents.length)];
     if (agent === undefined) return;
@@ -250,8 +251,9 @@ class Simulation implements Cluster {
       agentId: agent.id,
       datapath: 'auto',
       options: DEVICE_OPTIONS,
+      force,
     } as const;
-    this.#ask('attach', (attachments) => attachments.attach(request));
+    this.#ask(force ? 'attach by force' : 'attach', (attachments) => attachments.attach(request));
   }
 
   #detach(id: string, force: boolean): void {

@@ -58,6 +58,19 @@ export type NodeAction =
       /** 0: no bound. */
       readonly bytesPerSecond: number;
     } & ResyncOrder)
+  | {
+      readonly kind: 'createSnapshot' | 'deleteSnapshot';
+      readonly volumeId: string;
+      readonly snapshot: string;
+    }
+  | {
+      readonly kind: 'cloneReplica';
+      readonly sourceVolumeId: string;
+      readonly snapshot: string;
+      readonly volumeId: string;
+      readonly generation: number;
+      readonly epoch: number;
+    }
   | { readonly kind: 'resizeReplica'; readonly volumeId: string; readonly sizeBytes: number };
 
 /** What an agent needs to know to serve a volume. */
@@ -81,6 +94,10 @@ export type AgentAction =
       readonly volumeId: string;
       readonly force: boolean;
     }
+  /** Done when no write is in flight; new ones wait until the release, or until the bound is over. */
+  | { readonly kind: 'holdWrites'; readonly attachmentId: string; readonly holdMsMax: number }
+  /** Fails with BW_TIMEOUT when the hold had ended by itself. */
+  | { readonly kind: 'releaseWrites'; readonly attachmentId: string }
   | {
       readonly kind: 'resize';
       readonly attachmentId: string;
@@ -109,6 +126,8 @@ export interface Timing {
   readonly resizeMs: number;
   readonly reconcileMs: number;
   readonly membershipMs: number;
+  /** How long writes may be held for a snapshot. */
+  readonly snapshotHoldMs: number;
   /** Between two looks at all replicas. */
   readonly rebuildSweepMs: number;
   /** Between two attempts at what failed. */
@@ -144,6 +163,7 @@ export const DEFAULT_TIMING: Timing = {
   resizeMs: 15_000,
   reconcileMs: 600_000,
   membershipMs: 30_000,
+  snapshotHoldMs: 5_000,
   rebuildSweepMs: 1_000,
   pauseMsMin: 1_000,
   pauseMsMax: 60_000,

@@ -10,6 +10,11 @@ export type ControlEvent =
     }
   | { readonly type: 'volume.resized'; readonly volumeId: string; readonly sizeBytes: number }
   | {
+      readonly type: 'snapshot.created' | 'snapshot.deleted';
+      readonly volumeId: string;
+      readonly snapshot: string;
+    }
+  | {
       readonly type: 'attachment.lost' | 'attachment.taken';
       readonly volumeId: string;
       readonly agentId: string;

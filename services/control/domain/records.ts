@@ -57,6 +57,20 @@ const ReplicaRecord = Type.Object({
 });
 export type ReplicaRecord = Static<typeof ReplicaRecord>;
 
+export const SnapshotStateSchema = Type.Enum(['creating', 'ready', 'deleting']);
+
+const SnapshotRecord = Type.Object({
+  name: Type.String(),
+  state: SnapshotStateSchema,
+  sizeBytes: Bytes,
+  /** The volume's when it was taken. */
+  epoch: Counter,
+  /** Those that have it, or may have something of it. */
+  nodeIds: Type.Array(Type.String()),
+  createdAt: Time,
+});
+export type SnapshotRecord = Static<typeof SnapshotRecord>;
+
 const VolumeRecord = Type.Object({
   id: Type.String(),
   name: Type.String(),
@@ -72,6 +86,8 @@ const VolumeRecord = Type.Object({
    * lost. Absent: never.
    */
   lossEpoch: Type.Optional(Counter),
+  /** Absent: none. */
+  snapshots: Type.Optional(Type.Array(SnapshotRecord)),
   /** Set exactly while the state is inUse. */
   attachmentId: Type.Union([Type.String(), Type.Null()]),
   createdAt: Time,

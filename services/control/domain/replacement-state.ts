@@ -5,6 +5,7 @@
  * in sync first stays, and the other one goes: first it leaves the membership (stale), then the record.
  */
 import type { ReplicaRecord, VolumeRecord } from './records.ts';
+import { forgetSnapshot, snapshotsOf } from './snapshot-state.ts';
 import { inSyncReplicas } from './volume-state.ts';
 
 /** What is known of a node. */
@@ -58,10 +59,11 @@ export function surplusOf(volume: VolumeRecord, { isGone, isDraining }: NodeFact
   });
 }
 
-/** The volume without a stale replica. */
+/** The volume without a stale replica, and without the copies of its snapshots on that node. */
 export function removeReplica(volume: VolumeRecord, nodeId: string): VolumeRecord {
+  const left = snapshotsOf(volume).reduce((next, { name }) => forgetSnapshot(next, name, nodeId), volume);
   return {
-    ...volume,
+    ...left,
     replicas: volume.replicas
       .filter((replica) => replica.nodeId !== nodeId || replica.state !== 'stale')
       .map(({ replaces, ...replica }) =>

@@ -15,6 +15,7 @@ import {
   removeReplica,
   surplusOf,
 } from './replacement-state.ts';
+import { onlyCopiesOn } from './snapshot-state.ts';
 import { doomReplica, type TombstoneCollector } from './tombstones.ts';
 import { inSyncReplicas, markStale } from './volume-state.ts';
 
@@ -90,7 +91,11 @@ async function dropSurplus(
           result: { volume, nodeId, isRemoved: false },
         };
       }
-      if (!isSettled) return nothing;
+      const onlyCopies = onlyCopiesOn(found.value, nodeId);
+      if (onlyCopies.length > 0) {
+        log.debug({ volumeId, nodeId, snapshots: onlyCopies }, 'a replica stays for its snapshots');
+      }
+      if (!isSettled || onlyCopies.length > 0) return nothing;
       const volume = removeReplica(found.value, nodeId);
       return {
         changes: [

@@ -5,6 +5,7 @@ import { type Context, timestamp } from './context.ts';
 import { placeReplicas } from './placement.ts';
 import { attachments, claims, names, nodes, type VolumeRecord, volumes } from './records.ts';
 import { freeBytesByNode } from './registry.ts';
+import { readySnapshot, snapshotsOf } from './snapshot-state.ts';
 import { doomReplicas, type TombstoneCollector } from './tombstones.ts';
 import { assertReady, inUse, newVolume, writtenReplicas } from './volume-state.ts';
 
@@ -13,7 +14,10 @@ export interface CreateVolumeRequest {
   readonly id: string;
   readonly name: string;
   readonly sizeBytes: number;
+  /** For a clone at most as many as have the snapshot. */
   readonly replicaCount: number;
+  /** What the volume begins with; absent: zeros. */
+  readonly source?: { readonly volumeId: string; readonly snapshot: string };
 }
 
 export class Volumes {
@@ -51,7 +55,7 @@ export class Volumes {
     const { events } = this.#context;
     events.publish({ type: 'volume.created', volumeId: volume.id });
     try {
-      await this.#createReplicas(volume);
+      await this.#createReplicas(volume, request.source);
       const available = await this.#makeAvailable(volume.id);
       events.publish({ type: 'volume.available', volumeId: volume.id });
       return available;
@@ -63,12 +67,14 @@ export class Volumes {
 
   /**
    * Deletes a volume. Replicas on nodes that are online are gone when this returns (within a bound), the others
-   * are deleted when their node is back. Throws BW_VOLUME_NOT_FOUND, BW_VOLUME_IN_USE, BW_VOLUME_NOT_READY.
+   * are deleted when their node is back. Throws BW_VOLUME_NOT_FOUND, BW_VOLUME_IN_USE, BW_VOLUME_NOT_READY,
+   * BW_VOLUME_HAS_SNAPSHOTS unless they may go with it.
    */
-  async delete(id: string): Promise<void> {
+  async delete(id: string, options: { readonly withSnapshots: boolean }): Promise<void> {
     const removed = await this.#remove(id, (volume) => {
       assertReady(volume);
       if (volume.attachmentId !== null) throw inUse(volume);
+      if (!options.withSnapshots) assertNoSnapshots(volume);
     });
     if (removed === null) throw volumeNotFound(id);
     await this.#collect(removed);
@@ -125,7 +131,7 @@ export class Volumes {
   }
 
   /** Places the volume and claims its name and space, in one commit. */
-  #reserve({ id, name, sizeBytes, replicaCount }: CreateVolumeRequest): Promise<VolumeRecord> {
+  #reserve({ id, name, sizeBytes, replicaCount, source }: CreateVolumeRequest): Promise<VolumeRecord> {
     const { store } = this.#context;
     return commitRound(store, async () => {
       const taken = await names.get(store, name);
@@ -134,8 +140,9 @@ export class Volumes {
           details: { name, volume: taken.value.volumeId },
         });
       }
+      const holders = source === undefined ? null : await this.#holdersOf(source, sizeBytes);
       const candidates = (await freeBytesByNode(this.#context)).filter(
-        ({ online, draining }) => online && !draining,
+        ({ nodeId, online, draining }) => online && !draining && (holders?.includes(nodeId) ?? true),
       );
       const nodeIds = placeReplicas({ candidates, replicaCount, sizeBytes });
       const volume = newVolume({ id, name, sizeBytes, nodeIds, createdAt: timestamp(this.#context) });
@@ -148,6 +155,22 @@ export class Volumes {
         result: volume,
       };
     });
+  }
+
+  /** The nodes on which the source of a clone is. Throws BW_VOLUME_NOT_FOUND, BW_SNAPSHOT_NOT_FOUND, BW_INVALID_ARGUMENT. */
+  async #holdersOf(
+    source: NonNullable<CreateVolumeRequest['source']>,
+    sizeBytes: number,
+  ): Promise<readonly string[]> {
+    const snapshot = readySnapshot(await this.get(source.volumeId), source.snapshot);
+    if (sizeBytes < snapshot.sizeBytes) {
+      throw new BlockwireError(
+        'BW_INVALID_ARGUMENT',
+        `a clone has no less than the ${snapshot.sizeBytes} bytes of its snapshot`,
+        { details: { sizeBytes: snapshot.sizeBytes } },
+      );
+    }
+    return snapshot.nodeIds;
   }
 
   async #assertRoom(volume: VolumeRecord, addedBytes: number): Promise<void> {
@@ -236,17 +259,22 @@ export class Volumes {
     });
   }
 
-  async #createReplicas(volume: VolumeRecord): Promise<void> {
+  async #createReplicas(volume: VolumeRecord, source: CreateVolumeRequest['source']): Promise<void> {
     const { nodeFleet, timing } = this.#context;
     const { id: volumeId, sizeBytes, generation, epoch } = volume;
     const outcomes = await Promise.all(
       volume.replicas.map(async ({ nodeId }) => {
         try {
-          await nodeFleet.dispatch(
-            nodeId,
-            { kind: 'createReplica', volumeId, sizeBytes, generation, epoch },
-            { deadlineMs: timing.createReplicaMs },
-          );
+          const deadline = { deadlineMs: timing.createReplicaMs };
+          const common = { volumeId, generation, epoch };
+          if (source === undefined) {
+            await nodeFleet.dispatch(nodeId, { kind: 'createReplica', sizeBytes, ...common }, deadline);
+            return null;
+          }
+          const { volumeId: sourceVolumeId, snapshot } = source;
+          const clone = { kind: 'cloneReplica', sourceVolumeId, snapshot, ...common } as const;
+          await nodeFleet.dispatch(nodeId, clone, deadline);
+          await nodeFleet.dispatch(nodeId, { kind: 'resizeReplica', volumeId, sizeBytes }, deadline);
           return null;
         } catch (thrown) {
           return { nodeId, error: toBlockwireError(thrown) };
@@ -301,6 +329,16 @@ export class Volumes {
     await Promise.race([Promise.all(collections), bound]);
     clearTimeout(timer);
   }
+}
+
+function assertNoSnapshots(volume: VolumeRecord): void {
+  const names = snapshotsOf(volume).flatMap(({ name, state }) => (state === 'deleting' ? [] : [name]));
+  if (names.length === 0) return;
+  throw new BlockwireError(
+    'BW_VOLUME_HAS_SNAPSHOTS',
+    `volume ${volume.name} has ${names.length} snapshots, which would go with it; delete them first, or say so`,
+    { details: { volume: volume.id, snapshots: names } },
+  );
 }
 
 export function volumeNotFound(id: string): BlockwireError {

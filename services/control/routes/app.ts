@@ -16,11 +16,13 @@ import type { Attachments } from '../domain/attachments.ts';
 import type { Context } from '../domain/context.ts';
 import type { Idempotency } from '../domain/idempotency.ts';
 import type { Rebuilder } from '../domain/rebuilds.ts';
+import type { Snapshots } from '../domain/snapshots.ts';
 import type { Volumes } from '../domain/volumes.ts';
 import type { HttpMetrics } from '../metrics.ts';
 import { attachmentRoutes } from './attachments.ts';
 import { handleClientError, handleError, handleNotFound } from './errors.ts';
 import { nodeRoutes } from './nodes.ts';
+import { snapshotRoutes } from './snapshots.ts';
 import { systemRoutes } from './system.ts';
 import { volumeRoutes } from './volumes.ts';
 
@@ -40,6 +42,7 @@ export interface ControlParts {
   readonly volumes: Volumes;
   readonly attachments: Attachments;
   readonly rebuilder: Rebuilder;
+  readonly snapshots: Snapshots;
   readonly idempotency: Idempotency;
 }
 
@@ -77,6 +80,7 @@ export async function buildApp(
     },
   });
   volumeRoutes(app, parts);
+  snapshotRoutes(app, parts);
   attachmentRoutes(app, parts);
   nodeRoutes(app, parts);
   systemRoutes(app, parts);

@@ -9,7 +9,7 @@ const PRINTABLE = /^[\x21-\x7e]+$/;
 interface PostRequest {
   readonly headers: IncomingHttpHeaders;
   readonly method: string;
-  readonly routeOptions: { readonly url?: string | undefined };
+  readonly url: string;
   readonly body: unknown;
 }
 
@@ -37,7 +37,7 @@ export async function answerOnce<Body>(
       `Idempotency-Key must be 1 to ${KEY_LENGTH_MAX} printable characters`,
     );
   }
-  const content = { method: request.method, path: request.routeOptions.url, body: request.body };
+  const content = { method: request.method, path: request.url, body: request.body };
   const { body, replayed } = await parts.idempotency.once({ key, content, ...work });
   if (replayed) reply.header('idempotency-replayed', 'true');
   return body;

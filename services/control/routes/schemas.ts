@@ -4,6 +4,7 @@ import {
   AttachmentStateSchema,
   DatapathSchema,
   ReplicaStateSchema,
+  SnapshotStateSchema,
   VolumeStateSchema,
 } from '../domain/records.ts';
 
@@ -33,17 +34,74 @@ export const CreateVolumeBody = Type.Object(
       pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$',
       description: '1 to 63 of a-z, 0-9 and hyphen, no hyphen at its ends',
     }),
-    sizeBytes: Type.Integer({
-      minimum: VOLUME_SIZE_BYTES_MIN,
-      maximum: VOLUME_SIZE_BYTES_MAX,
-      multipleOf: BLOCK_SIZE_BYTES,
-      description: 'an integer from 1 MiB to 64 TiB, a multiple of 4096',
+    sizeBytes: Type.Optional(
+      Type.Integer({
+        minimum: VOLUME_SIZE_BYTES_MIN,
+        maximum: VOLUME_SIZE_BYTES_MAX,
+        multipleOf: BLOCK_SIZE_BYTES,
+        description:
+          'an integer from 1 MiB to 64 TiB, a multiple of 4096; only a clone may leave it out: then as its snapshot',
+      }),
+    ),
+    replicas: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: REPLICA_COUNT_MAX,
+        description: `an integer from 1 to ${REPLICA_COUNT_MAX}; only a clone may leave it out: then all that have the snapshot`,
+      }),
+    ),
+    source: Type.Optional(
+      Type.Object(
+        { volume: Type.String({ minLength: 1 }), snapshot: Type.String({ minLength: 1 }) },
+        { ...strict, description: 'the snapshot to begin with: id of its volume, and its name' },
+      ),
+    ),
+  },
+  strict,
+);
+export type CreateVolumeBody = Static<typeof CreateVolumeBody>;
+
+export const CreateSnapshotBody = Type.Object(
+  {
+    name: Type.String({
+      pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$',
+      description: '1 to 63 of a-z, 0-9 and hyphen, no hyphen at its ends',
     }),
-    replicas: Type.Integer({
-      minimum: 1,
-      maximum: REPLICA_COUNT_MAX,
-      description: `an integer from 1 to ${REPLICA_COUNT_MAX}`,
+  },
+  strict,
+);
+
+export const SnapshotParams = Type.Object({
+  id: Type.String({ minLength: 1 }),
+  name: Type.String({ minLength: 1 }),
+});
+
+export const SnapshotView = Type.Object({
+  volume: Type.String(),
+  name: Type.String(),
+  state: SnapshotStateSchema,
+  sizeBytes: Type.Integer(),
+  epoch: Type.Integer(),
+  replicas: Type.Array(
+    Type.Object({
+      node: Type.String(),
+      uri: Type.String({ description: 'nbd:// address, read-only, for a day' }),
     }),
+  ),
+  missing: Type.Array(Type.String(), {
+    description: 'nodes with a replica of the volume that lacks the snapshot, as it was not in sync',
+  }),
+  createdAt: Type.String(),
+});
+export type SnapshotView = Static<typeof SnapshotView>;
+
+export const DeleteVolumeQuery = Type.Object(
+  {
+    snapshots: Type.Optional(
+      Type.Literal('delete', {
+        description: 'delete: its snapshots go with it; by default it stays for them',
+      }),
+    ),
   },
   strict,
 );

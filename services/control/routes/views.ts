@@ -3,8 +3,9 @@ import type { IoState } from '../domain/attachments.ts';
 import type { ExportNames } from '../domain/capabilities.ts';
 import type { Rebuilder } from '../domain/rebuilds.ts';
 import { type AttachmentRecord, DEFAULT_DEVICE_OPTIONS, type VolumeRecord } from '../domain/records.ts';
+import type { TakenSnapshot } from '../domain/snapshots.ts';
 import { isDegraded } from '../domain/volume-state.ts';
-import type { AttachmentView, VolumeView } from './schemas.ts';
+import type { AttachmentView, SnapshotView, VolumeView } from './schemas.ts';
 
 export interface ViewSources {
   /** host:port of each node's NBD server, by node. */
@@ -39,6 +40,21 @@ export function volumeView(
       replaces: replica.replaces ?? null,
     })),
     attachment: attachmentId,
+    createdAt,
+  };
+}
+
+/** The addresses are good for reading only: a snapshot never changes. */
+export function snapshotView(
+  { volume, snapshot }: TakenSnapshot,
+  { addresses, exportNames }: Pick<ViewSources, 'addresses' | 'exportNames'>,
+): SnapshotView {
+  const { name, state, sizeBytes, epoch, nodeIds, createdAt } = snapshot;
+  const exportName = encodeURIComponent(exportNames.nameOf(volume, 'reader', name));
+  return {
+    ...{ volume: volume.id, name, state, sizeBytes, epoch },
+    replicas: nodeIds.map((node) => ({ node, uri: `nbd://${addresses.get(node)}/${exportName}` })),
+    missing: volume.replicas.map(({ nodeId }) => nodeId).filter((nodeId) => !nodeIds.includes(nodeId)),
     createdAt,
   };
 }

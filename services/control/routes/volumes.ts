@@ -1,11 +1,15 @@
 /** /v1/volumes: create, list, get, resize, delete. */
+import { BlockwireError } from '@blockwire/shared/errors.ts';
 import { Type } from 'typebox';
 import { promote } from '../domain/promotion.ts';
 import { nodes, volumes as volumeTable } from '../domain/records.ts';
+import { readySnapshot } from '../domain/snapshot-state.ts';
+import type { CreateVolumeRequest } from '../domain/volumes.ts';
 import type { ControlParts, RestApp } from './app.ts';
 import { answerOnce } from './idempotent.ts';
 import {
   CreateVolumeBody,
+  DeleteVolumeQuery,
   ErrorBody,
   IdParams,
   ListVolumesQuery,
@@ -26,6 +30,21 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
     rebuilder,
   });
 
+  const creation = async (body: CreateVolumeBody): Promise<Omit<CreateVolumeRequest, 'id'>> => {
+    const { name, sizeBytes, replicas, source } = body;
+    if (source === undefined) {
+      return { name, sizeBytes: given('sizeBytes', sizeBytes), replicaCount: given('replicas', replicas) };
+    }
+    const { volume: volumeId, snapshot } = source;
+    const origin = readySnapshot(await volumes.get(volumeId), snapshot);
+    return {
+      name,
+      sizeBytes: sizeBytes ?? origin.sizeBytes,
+      replicaCount: replicas ?? origin.nodeIds.length,
+      source: { volumeId, snapshot },
+    };
+  };
+
   app.post(
     '/v1/volumes',
     {
@@ -37,14 +56,13 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
       },
     },
     (request, reply) => {
-      const { name, sizeBytes, replicas } = request.body;
       return answerOnce(
         { idempotency, newId: context.newId },
         { request, reply },
         {
           idPrefix: 'vol',
           run: async (id) => {
-            const volume = await volumes.create({ id, name, sizeBytes, replicaCount: replicas });
+            const volume = await volumes.create({ id, ...(await creation(request.body)) });
             return volumeView(volume, await sources());
           },
           find: async (id) => {
@@ -125,12 +143,21 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
         tags,
         summary: 'Delete a volume; a replica whose node is offline goes when the node is back',
         params: IdParams,
+        querystring: DeleteVolumeQuery,
         response: { 204: Type.Null(), '4xx': ErrorBody, '5xx': ErrorBody },
       },
     },
     async (request, reply) => {
-      await volumes.delete(request.params.id);
+      await volumes.delete(request.params.id, { withSnapshots: request.query.snapshots === 'delete' });
       return reply.code(204).send(null);
     },
   );
+}
+
+/** A field that only a clone may leave out. */
+function given<T>(field: string, value: T | undefined): T {
+  if (value !== undefined) return value;
+  throw new BlockwireError('BW_INVALID_ARGUMENT', `${field} is missing; only a clone may leave it out`, {
+    details: { part: 'body', fields: [field] },
+  });
 }

@@ -118,6 +118,13 @@ function encodeCommand(commandId: string, action: AgentAction): AgentCommandInpu
     const { attachmentId, volumeId, sizeBytes } = action;
     return { commandId, resize: { attachmentId, volumeId, sizeBytes } };
   }
+  if (action.kind === 'holdWrites') {
+    const { attachmentId, holdMsMax } = action;
+    return { commandId, holdWrites: { attachmentId, holdMsMax } };
+  }
+  if (action.kind === 'releaseWrites') {
+    return { commandId, releaseWrites: { attachmentId: action.attachmentId } };
+  }
   if (action.kind === 'membership') {
     const { attachmentId, membership } = action;
     return { commandId, membership: { attachmentId, membership: encodeMembership(membership) } };

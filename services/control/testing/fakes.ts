@@ -72,6 +72,8 @@ abstract class FakeMember<Message> {
 export class FakeNode extends FakeMember<NodeCommand> {
   /** Replicas it holds, by volume. */
   readonly replicas = new Map<string, { sizeBytes: number; generation: number; epoch: number }>();
+  /** `VOLUME@SNAPSHOT` */
+  readonly snapshots = new Set<string>();
   react: (command: NodeCommand) => Reaction = () => undefined;
   readonly registration: RegisterNodeRequestInput;
   /** As the last registration answered it. */
@@ -143,7 +145,16 @@ export class FakeNode extends FakeMember<NodeCommand> {
     });
   }
 
-  #apply({ createReplica, deleteReplica, installEpoch, resizeReplica }: NodeCommand): void {
+  #apply(command: NodeCommand): void {
+    const { createReplica, deleteReplica, installEpoch, resizeReplica } = command;
+    const { createSnapshot, deleteSnapshot, cloneReplica } = command;
+    if (createSnapshot) this.snapshots.add(`${createSnapshot.volumeId}@${createSnapshot.snapshot}`);
+    if (deleteSnapshot) this.snapshots.delete(`${deleteSnapshot.volumeId}@${deleteSnapshot.snapshot}`);
+    if (cloneReplica) {
+      const { volumeId, sourceVolumeId, generation, epoch } = cloneReplica;
+      const sizeBytes = this.replicas.get(sourceVolumeId)?.sizeBytes ?? 0;
+      this.replicas.set(volumeId, { sizeBytes, generation, epoch });
+    }
     if (createReplica) {
       const { volumeId, sizeBytes, generation, epoch } = createReplica;
       this.replicas.set(volumeId, { sizeBytes, generation, epoch });
