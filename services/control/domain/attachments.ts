@@ -51,11 +51,11 @@ export class Attachments {
   /** By agent: what its last heartbeat said of each attachment. Not stored: it is true only now. */
   readonly #io = new Map<string, ReadonlyMap<string, IoState>>();
 
-  /** @param options reconciles: whether nodes know the command */
+  /** @param options reconciles: false leaves replicas as a dead writer left them, for the simulator's own test */
   constructor(
     context: Context,
     tombstones: TombstoneCollector,
-    options: { readonly reconciles: boolean } = { reconciles: false },
+    options: { readonly reconciles: boolean } = { reconciles: true },
   ) {
     this.#context = context;
     this.#tombstones = tombstones;
