@@ -78,8 +78,8 @@ export class SimulatedIo implements NodeIo {
   readonly sockets = new Map<number, SimulatedSocket>();
   /** Errno that an operation fails with, or 0. */
   fault: Fault = () => 0;
-  /** While true, operations on files do not complete. */
-  diskStuck = false;
+  /** Files whose operations do not complete. */
+  readonly stuck = new Set<number>();
   /** Without it, ranges are zeroed by punching and allocating. */
   canZeroRange = true;
   /** The longest transfer of one disk operation. */
@@ -386,7 +386,7 @@ export class SimulatedIo implements NodeIo {
     before: () => void = () => undefined,
   ): void {
     this.#task(
-      () => !this.diskStuck,
+      () => !this.stuck.has(fd),
       () => {
         before();
         this.diskCount++;

@@ -132,7 +132,7 @@ test("a new generation: nothing that is still in the old one's sockets takes eff
     const old = open(h, nameOf({ mode: 'writer' }));
     write(old, 1, 0, 1);
     h.settle();
-    h.io.diskStuck = true;
+    h.io.stuck.add(FD);
     write(old, 2, 4096, 2);
     h.settle();
     // In the socket buffer; and half of a request.
@@ -141,7 +141,7 @@ test("a new generation: nothing that is still in the old one's sockets takes eff
     install(h, { ...MEMBER, generation: 6, epoch: 8 }, 'olderGenerations');
     h.settle();
     assert.equal(isAnswered(h), false, 'a write of the old one is at work');
-    h.io.diskStuck = false;
+    h.io.stuck.clear();
     h.settle();
     assert.equal(isAnswered(h), true);
     const fresh = open(h, nameOf({ mode: 'writer', generation: 6, epoch: 8 }));
@@ -177,7 +177,7 @@ test('a higher attempt of a link ends the lower ones, and begins when nothing of
     const other = open(h, at(1, 'agent/a/1'));
     write(old[0]!, 1, 0, 1);
     h.settle();
-    h.io.diskStuck = true;
+    h.io.stuck.add(FD);
     write(old[0]!, 2, 0, 2);
     h.settle();
     write(old[1]!, 3, 0, 3);
@@ -188,7 +188,7 @@ test('a higher attempt of a link ends the lower ones, and begins when nothing of
     write(beside, 6, 8192, 6);
     h.settle();
     assert.throws(() => open(h, at(1)), /BW_CONFLICT/);
-    h.io.diskStuck = false;
+    h.io.stuck.clear();
     h.settle();
     write(old[1]!, 7, 0, 7);
     write(other, 8, 12_288, 8);
@@ -206,14 +206,14 @@ test('not one byte of the new attempt is taken before the old one is over', () =
   const h = cluster(5);
   const link = 'agent/a/0';
   const old = open(h, nameOf({ mode: 'writer', link, attempt: 1 }));
-  h.io.diskStuck = true;
+  h.io.stuck.add(FD);
   write(old, 1, 0, 1);
   h.settle();
   const fresh = open(h, nameOf({ mode: 'writer', link, attempt: 2 }));
   feed(fresh, request(nbd.NBD_CMD_READ, 2, 4096, 512));
   h.settle();
   assert.equal(fresh.inbound.length, 28);
-  h.io.diskStuck = false;
+  h.io.stuck.clear();
   h.settle();
   assert.equal(fresh.inbound.length, 0);
 });
