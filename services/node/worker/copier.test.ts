@@ -22,6 +22,15 @@ const SIZE = 3 * MIB + 1536;
 const REQUEST = 77;
 const REBUILDING: Installed = { ...INSTALLED, epoch: 2, role: 'rebuilding', joinedEpoch: 2 };
 
+/** Why a copy ends, in the cases of a test below. */
+const REASONS = [
+  /^a reason$/,
+  /membership has changed/,
+  /writing failed/,
+  /is being removed/,
+  /source went away/,
+];
+
 type Pull = Extract<FromWorker, { type: 'pull' }>;
 
 class Copying {
@@ -193,6 +202,7 @@ test('whatever ends it, it is answered once, and gives everything back', () => {
     const freeBytes = h.stats[Stat.poolFreeBytes];
     copying.start('rebuild');
     for (let i = h.random() % 100; i > 0; i--) copying.step();
+    const isOver = copying.outcome !== undefined;
     switch (seed % 5) {
       case 0:
         h.server.onMessage({ type: 'endCopy', request: REQUEST, id: 'vol', reason: 'a reason' });
@@ -215,6 +225,7 @@ test('whatever ends it, it is answered once, and gives everything back', () => {
     copying.run();
     const ends = h.posted.filter((message) => message.type === 'copied');
     assert.equal(ends.length, 1, `seed ${seed}`);
+    if (!isOver) assert.match(copying.outcome ?? '', REASONS[seed % 5]!, `seed ${seed}`);
     h.server.onBatchEnd();
     assert.equal(h.stats[Stat.poolFreeBytes], freeBytes, `seed ${seed}`);
     if (seed % 5 === 3)
