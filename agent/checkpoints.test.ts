@@ -16,7 +16,7 @@ function bench(queueCount: number) {
       post: (message) => say('all', message),
       postTo: (queueId, message) => say(String(queueId), message),
     },
-    epoch: 7,
+    ...{ generation: 0, epoch: 7 },
     writeCount: () => writes,
   });
   const write = (): void => {
@@ -37,7 +37,7 @@ test('one checkpoint follows when the fences of all queues have passed', () => {
   assert.equal(checkpoints.sentCount, 1);
 });
 
-test('a tick marks only what was written, or sent again, since the last mark', () => {
+test('ticks mark only while something was written, or sent again, and once more', () => {
   const { checkpoints, sent, write } = bench(1);
   const round = (number: number): void => {
     checkpoints.tick();
@@ -45,14 +45,16 @@ test('a tick marks only what was written, or sent again, since the last mark', (
   };
   round(1);
   round(2);
-  assert.equal(checkpoints.sentCount, 1);
-  write();
-  round(2);
-  checkpoints.linked();
   round(3);
+  assert.equal(checkpoints.sentCount, 2);
+  write();
+  round(3);
+  checkpoints.linked();
   round(4);
-  assert.equal(checkpoints.sentCount, 3);
-  assert.equal(sent.length, 6);
+  round(5);
+  round(6);
+  assert.equal(checkpoints.sentCount, 5);
+  assert.equal(sent.length, 10);
 });
 
 test('fences of an earlier mark do not count, nor those of an epoch that is over', () => {

@@ -17,33 +17,29 @@ export interface CheckpointQueues {
 }
 
 export class Checkpoints {
-  readonly #queues: CheckpointQueues;
   readonly #writeCount: () => number;
   readonly #checkpointer: Checkpointer;
-  /** Queues whose fence of the latest mark has passed. */
-  readonly #passed = new Set<number>();
   #seenWriteCount = 0;
   #sentCount = 0;
 
   /** @param options.writeCount requests that write, taken by all queues so far */
   constructor(options: {
     readonly queues: CheckpointQueues;
+    readonly generation: number;
     readonly epoch: number;
     readonly writeCount: () => number;
   }) {
-    const { queues } = options;
-    this.#queues = queues;
+    const { queues, generation, epoch } = options;
     this.#writeCount = options.writeCount;
     this.#checkpointer = new Checkpointer({
-      epoch: options.epoch,
+      ...{ generation, epoch },
       host: {
-        // With the order to mark, a queue begins its fence: nothing may come between them.
-        sendMark: (number, epoch) => queues.post({ type: 'mark', number, epoch }),
-        beginFence: () => this.#passed.clear(),
-        sendCheckpoint: (number, epoch) => {
+        mark: (number, markEpoch) => queues.post({ type: 'mark', number, epoch: markEpoch }),
+        sendCheckpoint: (number, markEpoch) => {
           this.#sentCount++;
-          queues.postTo(0, { type: 'checkpoint', number, epoch });
+          queues.postTo(0, { type: 'checkpoint', number, epoch: markEpoch });
         },
+        queueCount: () => queues.count(),
       },
     });
     // What an earlier writer has left is covered by the first checkpoint.
@@ -72,8 +68,6 @@ export class Checkpoints {
   }
 
   fencePassed(queueId: number, number: number): void {
-    if (number !== this.#checkpointer.latest.number) return;
-    this.#passed.add(queueId);
-    if (this.#passed.size === this.#queues.count()) this.#checkpointer.fencePassed();
+    this.#checkpointer.fencePassed(queueId, number);
   }
 }

@@ -1,6 +1,7 @@
 /** The queue workers of one device, seen as one: what all of them fetched, which replicas they reach, how they end. */
 import { native } from '@blockwire/native/native.ts';
 import { RingWorker } from '@blockwire/native/worker-loop.ts';
+import { AgreementWriter, createAgreement } from './datapath/agreement.ts';
 import { createCounters } from './datapath/counters.ts';
 import type { FromWorker, QueueWorkerData, ToWorker } from './datapath/messages.ts';
 import { REPLICAS_COUNT_MAX } from './datapath/mirror.ts';
@@ -30,7 +31,7 @@ export interface QueueEvents {
 }
 
 /** What all workers of a device start with. */
-export type QueueData = Omit<QueueWorkerData, 'queueId' | 'ranges' | 'wakeFds' | 'counters'>;
+export type QueueData = Omit<QueueWorkerData, 'queueId' | 'ranges' | 'agreement' | 'wakeFds' | 'counters'>;
 
 export interface QueuesOptions {
   /** Starts the names of the threads. */
@@ -54,6 +55,7 @@ export class Queues {
   readonly ended: Promise<void>;
   readonly #events: QueueEvents;
   readonly #workers: readonly RingWorker[];
+  readonly #agreement: AgreementWriter;
   /** By queue, by replica. */
   readonly #links: readonly (readonly QueueLink[])[];
 
@@ -67,7 +69,10 @@ export class Queues {
     this.#links = each(() => Array.from({ length: REPLICAS_COUNT_MAX }, untried));
     const fetched = each(() => Promise.withResolvers<void>());
     const wakeFds = each(() => native.eventfd());
-    const shared = { ...options.data, ranges: createRanges(queueCount, queueDepth), wakeFds };
+    const agreement = createAgreement();
+    this.#agreement = new AgreementWriter(agreement, queueCount);
+    this.#agreement.goBy(options.data.membership);
+    const shared = { ...options.data, ranges: createRanges(queueCount, queueDepth), agreement, wakeFds };
     this.#workers = each((queueId) => {
       const data: QueueWorkerData = { ...shared, queueId, counters: this.memories[queueId]! };
       return new RingWorker({
@@ -91,6 +96,7 @@ export class Queues {
   }
 
   post(message: ToWorker): void {
+    if (message.type === 'membership') this.#agreement.goBy(message);
     for (const worker of this.#workers) worker.post(message);
   }
 
@@ -142,6 +148,9 @@ export class Queues {
       }
       case 'lost':
         this.#events.lost(message.replica, message.reason);
+        break;
+      case 'ready':
+        if (this.#agreement.ready(queueId, message.replica, message.epoch)) this.post({ type: 'join' });
         break;
       case 'settled':
         this.#events.settled(queueId, message.epoch);

@@ -70,7 +70,8 @@ export class VolumeIo {
       failUnserved: (on) => this.post({ type: 'failUnserved', on }),
     });
     this.#checkpoints = new Checkpoints({
-      ...{ queues, epoch: membership.epoch, writeCount: () => this.#writeCount() },
+      ...{ queues, generation: membership.generation, epoch: membership.epoch },
+      writeCount: () => this.#writeCount(),
     });
     this.#hold = new WriteHold({ queues, log: log.child({ volume: this.volumeId }) });
   }

@@ -1,38 +1,50 @@
 /**
- * When a device sends MARK and CHECKPOINT: at every tick that finds writes since the last mark, one mark at a time.
+ * When a device sends MARK and CHECKPOINT: at every tick that finds writes since the last mark, and once more after the last
+ * of them; one mark at a time. One per device, whatever the number of its queues:
  *
- *   writes ──▶ tick: MARK n on every connection, fence ──▶ every earlier write is acknowledged ──▶ CHECKPOINT n
+ *   writes ──▶ tick: each queue sends MARK n on its connections, and fences its writes ──▶ the last queue's fence has passed:
+ *              every write that was sent before MARK n is acknowledged ──▶ CHECKPOINT n
  *
- * A mark carries the epoch that the device goes by. A new membership ends the one under way: the nodes would not count it.
+ * A mark carries the epoch that the device goes by. A new membership ends the one under way: the nodes would not count it,
+ * and a fence of it that passes late says nothing about the next one. Numbers rise over all writers of a volume: the next
+ * one may go by the same epoch.
  */
 
+/** More than a writer sends. */
+const MARKS_PER_GENERATION = 2 ** 32;
+
 export interface CheckpointHost {
-  /** Sends MARK on every connection that carries writes, behind what was sent before. */
-  sendMark(number: number, epoch: number): void;
+  /**
+   * Each queue sends MARK on every connection that carries writes, behind what it sent before, begins each later connection
+   * with it, and begins its fence, which ends in `fencePassed`.
+   */
+  mark(number: number, epoch: number): void;
   sendCheckpoint(number: number, epoch: number): void;
-  /** Begins the fence; ends in `fencePassed`. */
-  beginFence(): void;
+  queueCount(): number;
 }
 
 export class Checkpointer {
   readonly #host: CheckpointHost;
+  /** Queues whose fence of the mark under way has passed. */
+  readonly #passed = new Set<number>();
   #epoch: number;
-  #number = 0;
+  #number: number;
   #isWaiting = false;
-  #hasWrites = false;
+  /** A write that is at work when its mark arrives is counted with the next one. */
+  #marksLeft = 0;
 
-  constructor(options: { readonly epoch: number; readonly host: CheckpointHost }) {
+  constructor(options: {
+    readonly generation: number;
+    readonly epoch: number;
+    readonly host: CheckpointHost;
+  }) {
+    this.#number = options.generation * MARKS_PER_GENERATION;
     this.#epoch = options.epoch;
     this.#host = options.host;
   }
 
-  /** The latest mark: what every new connection begins with. */
-  get latest(): { readonly number: number; readonly epoch: number } {
-    return { number: this.#number, epoch: this.#epoch };
-  }
-
   noteWrite(): void {
-    this.#hasWrites = true;
+    this.#marksLeft = 2;
   }
 
   /** A membership that the device goes by from now on. Its first tick marks, written or not: intents may be left. */
@@ -40,20 +52,23 @@ export class Checkpointer {
     if (epoch === this.#epoch) return;
     this.#epoch = epoch;
     this.#isWaiting = false;
-    this.#hasWrites = true;
+    this.#marksLeft = 2;
   }
 
   tick(): void {
-    if (this.#isWaiting || !this.#hasWrites) return;
-    this.#hasWrites = false;
+    if (this.#isWaiting || this.#marksLeft === 0) return;
+    this.#marksLeft--;
     this.#isWaiting = true;
     this.#number++;
-    this.#host.sendMark(this.#number, this.#epoch);
-    this.#host.beginFence();
+    this.#passed.clear();
+    this.#host.mark(this.#number, this.#epoch);
   }
 
-  fencePassed(): void {
-    if (!this.#isWaiting) return;
+  /** Of one queue. @param number the mark that the queue was told last */
+  fencePassed(queueId: number, number: number): void {
+    if (!this.#isWaiting || number !== this.#number) return;
+    this.#passed.add(queueId);
+    if (this.#passed.size < this.#host.queueCount()) return;
     this.#isWaiting = false;
     this.#host.sendCheckpoint(this.#number, this.#epoch);
   }

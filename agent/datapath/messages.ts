@@ -35,8 +35,10 @@ export interface QueueWorkerData {
   readonly charFd: number;
   readonly queueId: number;
   readonly queueCount: number;
-  /** Writes in flight of all queues (`createRanges`), the same memory for each worker. */
+  /** Requests in flight of all queues (`createRanges`), the same memory for each worker. */
   readonly ranges: SharedArrayBuffer;
+  /** See `createAgreement`; the same memory for each worker. */
+  readonly agreement: SharedArrayBuffer;
   /**
    * By queue: the eventfd that its RingWorker was made with, so that a queue can wake another one whose write waited for
    * one of its own. Made and closed by the main thread, the latter after the last worker's end.
@@ -73,6 +75,8 @@ export interface MembershipOrder {
 
 export type ToWorker =
   | MembershipOrder
+  /** Replicas have joined: see the agreement. */
+  | { readonly type: 'join' }
   /** Send MARK and begin its fence; answered by a 'fence'. */
   | { readonly type: 'mark'; readonly number: number; readonly epoch: number }
   | { readonly type: 'checkpoint'; readonly number: number; readonly epoch: number }
@@ -99,6 +103,8 @@ export type FromWorker =
       /** The BW_ code by which the node did not let it in. */
       readonly refusal: string | null;
     }
+  /** The link to a replica that is to join is up, in a queue that goes by this epoch. */
+  | { readonly type: 'ready'; readonly replica: number; readonly epoch: number }
   /** Every replica being rebuilt has joined, and what began before is done. */
   | { readonly type: 'settled'; readonly epoch: number }
   | { readonly type: 'fence'; readonly number: number }

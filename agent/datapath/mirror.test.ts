@@ -481,6 +481,8 @@ test('after a loss what is open is sent again, and flushes fail until one has sa
     [1, -5],
     [3, 0],
   ]);
+  bench.mirror.fence();
+  assert.deepEqual(bench.passed, ['checkpoint'], 'a flush that tells of a loss leaves no replica behind');
 });
 
 test('while writes are held none begins, reads go on also where one waits, and the order stays', () => {
@@ -566,4 +568,19 @@ test('an error of one replica on a read is counted', () => {
   bench.answer(1, 0);
   assert.deepEqual(bench.completed, [[0, 4096]]);
   assert.equal(bench.mirror.readErrorCount, 1);
+});
+
+test('a write that fails on the last replica in sync ends the rebuilds that copy from it, and then itself', () => {
+  const bench = new Bench(2);
+  bench.mirror.membership(0b01, 0b10);
+  bench.down(1);
+  bench.mirror.linkUp(1);
+  bench.start(0, Operation.WRITE);
+  bench.answer(1, 0);
+  bench.answer(0, 0, 5);
+  assert.deepEqual(bench.lost, [1]);
+  assert.deepEqual(bench.completed, [], 'it is on a replica that may be in sync before the verdict');
+  bench.mirror.membership(0b01);
+  bench.down(1);
+  assert.deepEqual(bench.completed, [[0, -5]]);
 });

@@ -4,7 +4,8 @@
  *
  * Invariants:
  * - A write completes when every member (in sync, or being rebuilt and joined) acknowledged it, or left the membership.
- * - A replica being rebuilt joins when its link is up: it gets every write that begins from then on, and no read.
+ * - A replica being rebuilt joins when its link is up, in all queues at once: it gets every write that begins from then on,
+ *   and no read.
  * - The mirror never decides that a replica is out: it reports the loss, and goes on when the membership says so.
  * - Overlapping writes are never in flight together, so replicas cannot differ in their order. Reads and
  *   writes of the same bytes are not in flight together either: until a write is complete, replicas may hold the old or
@@ -13,6 +14,7 @@
  *   after its last operation ended.
  */
 
+import type { Agreement } from './agreement.ts';
 import type { SharedRanges } from './ranges.ts';
 import { Operation, type RequestTable } from './request.ts';
 import { WriteFence } from './write-fence.ts';
@@ -40,6 +42,8 @@ export interface MirrorHost {
   reportLost(replica: number, reason: string): void;
   /** Every write has ended that was in flight when the fence began. */
   fencePassed?(fence: Fence): void;
+  /** The link to a replica being rebuilt is up; it joins in all queues at once: `joinAgreed`. */
+  readyToJoin?(replica: number): void;
 }
 
 /** Begun by `Mirror.fence`, by a replica that joined, by `Mirror.holdWrites`. */
@@ -53,6 +57,8 @@ export class Mirror {
   readonly #host: MirrorHost;
   /** The writes of the device's other queues; null if there are none. */
   readonly #ranges: SharedRanges | null;
+  /** What all queues have to see change at once; null if there are no others. */
+  readonly #agreement: Agreement | null;
   /** Per tag: Phase. */
   readonly #phase: Uint8Array;
   /** Per tag of a write: replicas whose acknowledgement is missing, a bit each. */
@@ -108,11 +114,13 @@ export class Mirror {
     host: MirrorHost;
     inSync: number;
     ranges?: SharedRanges | null;
+    agreement?: Agreement | null;
   }) {
     this.#requests = options.requests;
     this.#links = options.links;
     this.#host = options.host;
     this.#ranges = options.ranges ?? null;
+    this.#agreement = options.agreement ?? null;
     this.#inSync = options.inSync;
     const { depth } = options.requests;
     this.#phase = new Uint8Array(depth);
@@ -192,8 +200,18 @@ export class Mirror {
   linkUp(replica: number): void {
     const bit = 1 << replica;
     this.#up |= bit;
-    if ((this.#joining & bit) !== 0) this.#join(bit);
-    else if ((this.#lost & bit) === 0) this.#resume(replica);
+    if ((this.#joining & bit) !== 0) {
+      if (this.#agreement === null) this.#join(bit);
+      else this.#host.readyToJoin?.(replica);
+    } else if ((this.#lost & bit) === 0) {
+      this.#resume(replica);
+    }
+  }
+
+  /** Replicas that were ready in every queue have joined. */
+  joinAgreed(): void {
+    const agreed = this.#agreement === null ? 0 : this.#agreement.joined & this.#joining;
+    if (agreed !== 0) this.#join(agreed);
   }
 
   /** A link ended, and none of its operations is in flight any more. */
@@ -312,7 +330,7 @@ export class Mirror {
   #read(tag: number): void {
     let best: number = NO_REPLICA;
     let bestCount = Number.POSITIVE_INFINITY;
-    const candidates = this.servingMask & ~this.#readFailed[tag]!;
+    const candidates = this.servingMask & this.#readable() & ~this.#readFailed[tag]!;
     for (let replica = 0; replica < this.#links.length; replica++) {
       if ((candidates & (1 << replica)) === 0) continue;
       const ahead = (this.#local & (1 << replica)) !== 0 ? LOCAL_AHEAD_COUNT : 0;
@@ -329,6 +347,11 @@ export class Mirror {
     else if ((this.#inSync & ~this.#readFailed[tag]!) === 0) this.#finish(tag, -EIO);
   }
 
+  /** What may be read from for all that the other queues know, a bit each. */
+  #readable(): number {
+    return this.#agreement === null ? -1 : this.#agreement.readable;
+  }
+
   #wait(tag: number): void {
     this.#phase[tag] = Phase.WAITING;
     this.#waiting[this.#waitingCount++] = tag;
@@ -340,9 +363,9 @@ export class Mirror {
     this.#read(tag);
   }
 
-  #join(bit: number): void {
-    this.#joining &= ~bit;
-    this.#joined |= bit;
+  #join(bits: number): void {
+    this.#joining &= ~bits;
+    this.#joined |= bits;
     this.#beginFence(this.#joinFence, 'join');
   }
 
@@ -356,17 +379,20 @@ export class Mirror {
   }
 
   #readAnswered(replica: number, tag: number, error: number): void {
-    if (error === 0) {
+    const bit = 1 << replica;
+    if (error !== 0) {
+      this.#readFailed[tag] = this.#readFailed[tag]! | bit;
+      this.readErrorCount++;
+    } else if ((this.#readable() & bit) !== 0) {
       this.#finish(tag, this.#requests.lengthBytes[tag]!);
       return;
     }
-    this.#readFailed[tag] = this.#readFailed[tag]! | (1 << replica);
-    this.readErrorCount++;
     this.failoverCount++;
     this.#read(tag);
   }
 
   #write(tag: number): void {
+    if (this.#joining !== 0) this.joinAgreed();
     this.#phase[tag] = Phase.ACTIVE;
     this.#error[tag] = 0;
     this.#reader[tag] = NO_REPLICA;
@@ -388,6 +414,7 @@ export class Mirror {
       if (this.#loseOrWait(replica, `it answered a write with NBD error ${error}`)) return;
       // The last replica: its error is the truth.
       this.#error[tag] = -error;
+      this.#loseRebuilds(tag);
     }
     this.#awaited[tag] = this.#awaited[tag]! & ~bit;
     if (this.#awaited[tag] === 0) this.#finishWrite(tag);
@@ -405,6 +432,18 @@ export class Mirror {
     this.#lost |= bit;
     this.#host.reportLost(replica, reason);
     return true;
+  }
+
+  /**
+   * A write has failed where replicas being rebuilt copy from, and may have succeeded there, where it counts as newer than
+   * what they copy: they have to begin anew, and the write ends when they have left.
+   */
+  #loseRebuilds(tag: number): void {
+    this.#awaited[tag] = this.#awaited[tag]! | this.#joined;
+    for (let replica = 0; replica < this.#links.length; replica++) {
+      if ((this.#joined & (1 << replica)) !== 0)
+        this.#loseOrWait(replica, 'a write failed on the last replica in sync');
+    }
   }
 
   /** Sends again what a replica has not acknowledged, and parked reads. */
@@ -472,7 +511,7 @@ export class Mirror {
     const isRead = this.#requests.operation[tag] === Operation.READ;
     if (!isRead) {
       this.#writeCount--;
-      if (result < 0) this.#isTainted = true;
+      if (result < 0 && this.#requests.operation[tag] !== Operation.FLUSH) this.#isTainted = true;
       this.#passFences(tag);
     }
     this.#host.complete(tag, result);

@@ -36,6 +36,9 @@ export class QueueOrders {
       case 'membership':
         this.#goBy(order);
         break;
+      case 'join':
+        mirror.joinAgreed();
+        break;
       case 'mark':
         this.#markNumber = order.number;
         this.#submit(marks.mark(order));
@@ -65,6 +68,10 @@ export class QueueOrders {
     if (fence === 'checkpoint') say({ type: 'fence', number: this.#markNumber });
     else if (fence === 'hold') say({ type: 'held', number: this.#holdNumber });
     else this.#saySettled();
+  }
+
+  readyToJoin(replica: number): void {
+    this.#options.say({ type: 'ready', replica, epoch: this.#epoch });
   }
 
   /** The device ends: links are closed and stay so. */

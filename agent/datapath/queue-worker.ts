@@ -7,6 +7,7 @@ import { runInNewContext } from 'node:vm';
 import { allocateRegion, PAGE_SIZE_BYTES } from '@blockwire/native/memory.ts';
 import { native } from '@blockwire/native/native.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
+import { Agreement } from './agreement.ts';
 import { CounterIndex, openCounters, openLatency } from './counters.ts';
 import { DEVICE_LATENCY, LatencyRecorder, replicaLatency } from './latency.ts';
 import { MarkRows } from './mark-rows.ts';
@@ -82,6 +83,10 @@ class Host implements MirrorHost, QueueHost {
     orders.fencePassed(fence);
   }
 
+  readyToJoin(replica: number): void {
+    orders.readyToJoin(replica);
+  }
+
   ended(): void {
     ending = true;
     orders.end();
@@ -123,7 +128,8 @@ const ranges =
         queueDepth: depth,
         wake: (target) => native.eventfdSignal(wakeFds[target]!),
       });
-const mirror = new Mirror({ requests, links, host, inSync: 0, ranges });
+const agreement = queueCount === 1 ? null : new Agreement(setup.agreement);
+const mirror = new Mirror({ requests, links, host, inSync: 0, ranges, agreement });
 const queue = new UblkQueue({
   ring,
   fd: setup.charFd,

@@ -17,7 +17,12 @@ import {
   replicaLost,
 } from '@blockwire/control/domain/membership.ts';
 import { Rebuilder } from '@blockwire/control/domain/rebuilds.ts';
-import { DEFAULT_DEVICE_OPTIONS, type VolumeRecord, volumes } from '@blockwire/control/domain/records.ts';
+import {
+  DEFAULT_DEVICE_OPTIONS,
+  type ReplicaRecord,
+  type VolumeRecord,
+  volumes,
+} from '@blockwire/control/domain/records.ts';
 import { registerAgent, registerNode } from '@blockwire/control/domain/registry.ts';
 import { TombstoneCollector } from '@blockwire/control/domain/tombstones.ts';
 import { MemoryStore } from '@blockwire/control/store/memory.ts';
@@ -26,6 +31,7 @@ import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import type { Mutation } from './mutations.ts';
 import { type Network, Process } from './network.ts';
+import type { RepairOrder } from './repairs.ts';
 import type { World } from './world.ts';
 
 export const CONTROL = 'control';
@@ -66,6 +72,7 @@ export interface ControlHost {
   /** A volume's record was committed. */
   onVolume(volume: VolumeRecord): void;
   nodeCommand(id: string, process: Process, commandId: string, action: NodeAction): void;
+  nodeRepair(id: string, process: Process, order: RepairOrder): void;
   agentCommand(id: string, process: Process, commandId: string, action: AgentAction): void;
 }
 
@@ -281,6 +288,29 @@ export class SimControl {
       ({ rebuilder }) => rebuilder.ended(report),
       (answer) => answered(!isError(answer)),
     );
+  }
+
+  /** A node has found damage: it is told whom to repair it from, if there is somebody. */
+  reportDamage(
+    process: Process,
+    report: { readonly nodeId: string; readonly regions: readonly number[] },
+  ): void {
+    const { nodeId, regions } = report;
+    this.#rpc(process, async ({ context, process: own }) => {
+      const volume = (await volumes.get(context.store, VOLUME_ID))!.value;
+      const isAny = this.#host.mutation === 'repair-from-any';
+      const isUsable = ({ nodeId: id, state }: ReplicaRecord): boolean =>
+        id !== nodeId && context.nodeFleet.isOnline(id) && (state === 'inSync' || isAny);
+      const isInSync = volume.replicas.some((r) => r.nodeId === nodeId && r.state === 'inSync');
+      // Stale ones first, where nobody looks at states.
+      const source = volume.replicas.filter(isUsable).sort((a, b) => (a.state > b.state ? -1 : 1))[0];
+      if (source === undefined || !isInSync) return;
+      const { generation, epoch } = volume;
+      const order = { generation, epoch, sourceNodeId: source.nodeId, regions };
+      this.#host.network.message(own.name, nodeId, () =>
+        process.enter(() => this.#host.nodeRepair(nodeId, process, order)),
+      );
+    });
   }
 
   replicaLost(

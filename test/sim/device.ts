@@ -1,46 +1,35 @@
-/** One attached volume: the agent's own mirror and checkpointer over simulated links, and its talk with the control plane. */
+/** One attached volume: its queues, the agent's own checkpointer, slots and agreement, and its talk with the control plane. */
+import { AgreementWriter, createAgreement } from '@blockwire/agent/datapath/agreement.ts';
 import { Checkpointer } from '@blockwire/agent/datapath/checkpointer.ts';
 import { MemberSlots } from '@blockwire/agent/datapath/members.ts';
-import { type Fence, Mirror, type MirrorHost } from '@blockwire/agent/datapath/mirror.ts';
-import { Operation, RequestTable } from '@blockwire/agent/datapath/request.ts';
+import { createRanges } from '@blockwire/agent/datapath/ranges.ts';
+import { Operation } from '@blockwire/agent/datapath/request.ts';
 import type { AttachAction, Membership } from '@blockwire/control/domain/context.ts';
 import { isError } from './control.ts';
-import { type LinkHost, SimLink } from './link.ts';
-import type { Process } from './network.ts';
+import { Mailbox, type Process } from './network.ts';
 import type { Cluster } from './node.ts';
+import { DEPTH, type Io, type QueueHost, type QueueMembership, SimQueue } from './queue.ts';
 
-const DEPTH = 8;
 const REPORT_RETRY_MS = 150;
 
-/** What an application asks of a device. */
-export interface Io {
-  readonly operation: number;
-  readonly offset: number;
-  readonly length: number;
-  /** What it writes. */
-  readonly value: number;
-  /** @param values what was read; empty otherwise */
-  readonly done: (result: number, values: readonly number[]) => void;
-}
-
-export class SimDevice implements MirrorHost, LinkHost {
-  readonly cluster: Cluster;
+export class SimDevice implements QueueHost {
   readonly process: Process;
   readonly attachmentId: string;
   readonly generation: number;
   readonly name: string;
-  readonly requests = new RequestTable(DEPTH);
-  readonly mirror: Mirror;
+  readonly #cluster: Cluster;
   readonly #agentId: string;
   readonly #slots = new MemberSlots();
-  /** By slot. */
-  readonly #links: SimLink[] = [];
+  readonly #agreement: AgreementWriter;
+  readonly #queues: readonly SimQueue[];
+  /** To each queue. */
+  readonly #mailboxes: readonly Mailbox[];
   readonly #checkpointer: Checkpointer;
-  readonly #ios: (Io | null)[] = new Array<Io | null>(DEPTH).fill(null);
-  readonly #values: (readonly number[])[] = new Array<readonly number[]>(DEPTH).fill([]);
   #membership: Membership;
   #isEnded = false;
-  /** Who waits until all replicas being rebuilt have joined, and earlier writes are done. */
+  /** By queue: the epoch by which every joining replica has joined there, and what began before is done. */
+  readonly #settledEpochs: number[];
+  /** Who waits until all queues are. */
   #joinWaiters: (() => void)[] = [];
   readonly #reporting = new Set<number>();
 
@@ -51,75 +40,72 @@ export class SimDevice implements MirrorHost, LinkHost {
     readonly action: AttachAction;
   }) {
     const { cluster, process, agentId, action } = options;
-    const { membership } = action;
-    this.cluster = cluster;
+    const { generation, epoch, lossEpoch } = action.membership;
+    const { queueCount, world } = cluster;
+    this.#cluster = cluster;
     this.process = process;
     this.#agentId = agentId;
     this.attachmentId = action.attachmentId;
-    this.generation = membership.generation;
+    this.generation = generation;
     this.name = `${agentId}/${action.attachmentId}`;
-    this.#membership = membership;
-    const { inSync } = this.#slots.apply(membership.replicas);
-    this.#addLinks();
-    this.mirror = new Mirror({ requests: this.requests, links: this.#links, host: this, inSync });
-    this.#mutate();
-    cluster.onLoss(membership.lossEpoch);
+    this.#membership = action.membership;
+    cluster.onLoss(lossEpoch);
+    const agreement = createAgreement();
+    this.#agreement = new AgreementWriter(agreement, queueCount);
+    const membership = this.#take(action.membership, false);
+    const ranges = createRanges(queueCount, DEPTH);
+    this.#mailboxes = Array.from({ length: queueCount }, () => new Mailbox(world, process));
+    this.#settledEpochs = new Array<number>(queueCount).fill(epoch);
+    this.#queues = Array.from(
+      { length: queueCount },
+      (_, queueId) =>
+        new SimQueue({
+          ...{ cluster, process, queueId, queueCount, generation, membership, ranges, agreement },
+          ...{ name: this.name, host: this, toDevice: new Mailbox(world, process) },
+          wake: (id) => this.#mailboxes[id]!.post(() => this.#queues[id]!.mirror.retryWaiting()),
+        }),
+    );
     this.#checkpointer = new Checkpointer({
-      epoch: membership.epoch,
+      ...{ generation, epoch },
       host: {
-        sendMark: (number, epoch) => {
-          for (const link of this.#links) link.sendMark(number, epoch);
-        },
-        sendCheckpoint: (number, epoch) => {
-          for (const link of this.#links) link.sendCheckpoint(number, epoch);
-        },
-        beginFence: () => {
-          if (cluster.mutation === 'checkpoint-early') this.fencePassed('checkpoint');
-          else this.mirror.fence();
-        },
+        mark: (number, markEpoch) => this.#tell((queue) => queue.markOf({ number, epoch: markEpoch })),
+        // One queue's connections reach every member.
+        sendCheckpoint: (number, markEpoch) =>
+          this.#mailboxes[0]!.post(() => this.#queues[0]!.sendCheckpoint(number, markEpoch)),
+        queueCount: () => (cluster.mutation === 'checkpoint-at-first-fence' ? 1 : queueCount),
       },
     });
-    for (let replica = 0; replica < this.#links.length; replica++) {
-      if ((inSync & (1 << replica)) !== 0) this.#links[replica]!.start();
-    }
     // What an earlier writer has left is covered by the first checkpoint.
     this.#checkpointer.noteWrite();
     process.every(cluster.checkpointMs, () => !this.#isEnded && this.#checkpointer.tick());
-  }
-
-  get epoch(): number {
-    return this.#membership.epoch;
-  }
-
-  get mark(): { readonly number: number; readonly epoch: number } {
-    return this.#checkpointer.latest;
   }
 
   get isEnded(): boolean {
     return this.#isEnded;
   }
 
+  get inSyncCount(): number {
+    return this.#membership.replicas.filter(({ state }) => state === 'inSync').length;
+  }
+
   get activeCount(): number {
-    return this.mirror.activeCount;
+    return this.#queues.reduce((sum, { mirror }) => sum + mirror.activeCount, 0);
   }
 
-  /** Whether a replica answers. */
+  /** Whether every queue goes by the membership of this epoch. */
+  goesBy(epoch: number): boolean {
+    return this.#queues.every((queue) => queue.epoch === epoch);
+  }
+
+  /** Whether a replica answers each queue. */
   get isServing(): boolean {
-    return this.mirror.servingMask !== 0;
+    return this.#queues.every(({ isServing }) => isServing);
   }
 
-  /** False when all tags are taken, or the device is gone. */
-  submit(io: Io): boolean {
-    const tag = this.#ios.indexOf(null);
-    if (tag < 0 || this.#isEnded) return false;
-    this.#ios[tag] = io;
-    this.#values[tag] = [];
-    this.requests.operation[tag] = io.operation;
-    this.requests.offsetBytes[tag] = io.offset;
-    this.requests.lengthBytes[tag] = this.#isMutated(io.operation) ? 0 : io.length;
+  /** False when all tags of the queue are taken, or the device is gone. @param queue taken modulo their count */
+  submit(queue: number, io: Io): boolean {
     if (io.operation === Operation.WRITE) this.#checkpointer.noteWrite();
-    this.mirror.start(tag);
-    return true;
+    return this.#queues[queue % this.#queues.length]!.submit(io);
   }
 
   /** Takes on a membership; `done` runs when no write is in flight that began before every joining replica got writes. */
@@ -129,57 +115,56 @@ export class SimDevice implements MirrorHost, LinkHost {
     this.#answerJoinWaiters();
   }
 
+  /** One queue's connection to a node is reset, the others' are not. */
+  breakLink(queue: number, nodeId: string): void {
+    const slot = this.#slots.slotOf(nodeId);
+    if (slot !== null) this.#queues[queue % this.#queues.length]!.breakLink(slot);
+  }
+
   end(): void {
     this.#isEnded = true;
-    for (const link of this.#links) link.close();
+    for (const queue of this.#queues) queue.end();
   }
 
-  valueOf(tag: number): number {
-    return this.#ios[tag]!.value;
+  fencePassed(queueId: number, number: number): void {
+    this.#checkpointer.fencePassed(queueId, number);
   }
 
-  lengthOf(tag: number): number {
-    return this.#ios[tag]!.length;
+  readyToJoin(queueId: number, replica: number, epoch: number): void {
+    if (this.#agreement.ready(queueId, replica, epoch)) this.#tell((queue) => queue.mirror.joinAgreed());
   }
 
-  readData(tag: number, values: readonly number[]): void {
-    this.#values[tag] = values;
+  settled(queueId: number, epoch: number): void {
+    this.#settledEpochs[queueId] = epoch;
+    if (this.#cluster.mutation === 'barrier-at-first-queue') this.#settledEpochs.fill(epoch);
+    this.#answerJoinWaiters();
   }
 
-  complete(tag: number, result: number): void {
-    const io = this.#ios[tag]!;
-    this.#ios[tag] = null;
-    if (!this.#isEnded) io.done(result, this.#values[tag]!);
-  }
-
-  fencePassed(fence: Fence): void {
-    if (fence === 'checkpoint') this.#checkpointer.fencePassed();
-    else this.#answerJoinWaiters();
-  }
-
-  reportLost(replica: number, reason: string): void {
+  lost(replica: number, reason: string): void {
     if (this.#isEnded || this.#reporting.has(replica)) return;
     this.#reporting.add(replica);
     this.#report(replica, reason);
-    if (this.cluster.mutation === 'decide-alone') {
-      const { replicas } = this.#membership;
-      const state = (i: number): 'stale' | 'inSync' | 'rebuilding' =>
-        i === replica ? 'stale' : replicas[i]!.state;
-      this.#apply({ ...this.#membership, replicas: replicas.map((r, i) => ({ ...r, state: state(i) })) });
+    if (this.#cluster.mutation === 'decide-alone') {
+      const nodeId = this.#slots.nodeIds[replica];
+      const replicas = this.#membership.replicas.map((member) =>
+        member.nodeId === nodeId ? { ...member, state: 'stale' as const } : member,
+      );
+      this.#apply({ ...this.#membership, replicas });
     }
   }
 
   #report(replica: number, reason: string): void {
+    const { control, world } = this.#cluster;
     const nodeId = this.#slots.nodeIds[replica]!;
     const { volumeId, generation, epoch } = this.#membership;
-    this.cluster.world.note(10, replica, () => `${this.name} lost ${nodeId}: ${reason}`);
+    world.note(10, replica, () => `${this.name} lost ${nodeId}: ${reason}`);
     const report = { agentId: this.#agentId, volumeId, generation, epoch, nodeId, reason };
-    this.cluster.control.replicaLost(this.process, report, (answer) => {
+    control.replicaLost(this.process, report, (answer) => {
       if (this.#isEnded) return;
       if (!isError(answer)) {
         this.#reporting.delete(replica);
         // One that has been overtaken answers what was reported meanwhile all the same.
-        this.#apply(answer.epoch < this.epoch ? this.#membership : answer);
+        this.#apply(answer.epoch < this.#membership.epoch ? this.#membership : answer);
       } else if (answer.code !== 'BW_GENERATION_OLD') {
         this.process.after(REPORT_RETRY_MS, () => !this.#isEnded && this.#report(replica, reason));
       }
@@ -190,70 +175,35 @@ export class SimDevice implements MirrorHost, LinkHost {
     const before = this.#membership;
     if (membership.generation !== this.generation || membership.epoch < before.epoch || this.#isEnded) return;
     this.#membership = membership;
-    const { mutation, world } = this.cluster;
+    const { mutation, world } = this.#cluster;
+    const { epoch, lossEpoch } = membership;
     const states = (): string =>
       membership.replicas.map(({ nodeId, state }) => `${nodeId} ${state}`).join(', ');
-    world.note(11, membership.epoch, () => `${this.name} goes by epoch ${membership.epoch}: ${states()}`);
-    this.cluster.onLoss(membership.lossEpoch);
-    if (membership.lossEpoch > before.lossEpoch && mutation !== 'swallow-loss') this.mirror.noteLoss();
-    this.#checkpointer.membership(membership.epoch);
-    const { inSync, rebuilding, rejoined } = this.#slots.apply(membership.replicas);
-    this.#addLinks();
-    this.mirror.membership(inSync, rebuilding, rejoined);
-    for (const [replica, link] of this.#links.entries()) {
-      const isMember = ((inSync | rebuilding) & (1 << replica)) !== 0;
-      if (isMember) link.start();
-      else link.close();
-    }
-    this.#answerJoinWaiters();
+    world.note(11, epoch, () => `${this.name} goes by epoch ${epoch}: ${states()}`);
+    this.#cluster.onLoss(lossEpoch);
+    this.#checkpointer.membership(epoch);
+    const order = this.#take(membership, lossEpoch > before.lossEpoch && mutation !== 'swallow-loss');
+    this.#tell((queue) => queue.membership(order));
+    // Even if it is the same one again: the queues are yet to hear of it.
+    this.#settledEpochs.fill(0);
   }
 
-  /** One for each slot that is new. There are fewer nodes than slots, so none is used twice. */
-  #addLinks(): void {
-    for (const nodeId of this.#slots.nodeIds.slice(this.#links.length)) {
-      this.#links.push(new SimLink(this, this.#links.length, this.cluster.node(nodeId)));
-    }
+  /** Goes by a membership, before any queue is told. */
+  #take(membership: Membership, hasLoss: boolean): QueueMembership {
+    const { epoch, replicas } = membership;
+    const masks = { epoch, ...this.#slots.apply(replicas) };
+    this.#agreement.goBy(masks);
+    return { ...masks, hasLoss, nodeIds: [...this.#slots.nodeIds] };
+  }
+
+  #tell(run: (queue: SimQueue) => void): void {
+    for (const [id, queue] of this.#queues.entries()) this.#mailboxes[id]!.post(() => run(queue));
   }
 
   #answerJoinWaiters(): void {
-    if (this.mirror.isSettled) {
-      const waiters = this.#joinWaiters;
-      this.#joinWaiters = [];
-      for (const answer of waiters) answer();
-    } else if (this.cluster.mutation === 'skip-barrier') {
-      for (const answer of this.#joinWaiters.splice(0)) answer();
-    }
-  }
-
-  /** Requests without a length overlap nothing. */
-  #isMutated(operation: number): boolean {
-    const { mutation } = this.cluster;
-    if (mutation === 'read-past-writes') return operation === Operation.READ;
-    return mutation === 'overlap-in-flight' && operation === Operation.WRITE;
-  }
-
-  #mutate(): void {
-    const { mirror } = this;
-    switch (this.cluster.mutation) {
-      case 'acknowledge-early': {
-        const answered = mirror.answered.bind(mirror);
-        mirror.answered = (replica, tag, error) => {
-          answered(replica, tag, error);
-          if (this.requests.operation[tag] !== Operation.WRITE || this.#ios[tag] === null) return;
-          const io = this.#ios[tag]!;
-          this.#ios[tag] = { ...io, done: () => {} };
-          io.done(io.length, []);
-        };
-        break;
-      }
-      case 'serve-rebuilding':
-        Object.defineProperty(mirror, 'servingMask', { get: () => mirror.writtenMask & this.#upMask() });
-        break;
-      default:
-    }
-  }
-
-  #upMask(): number {
-    return this.#links.reduce((mask, link, replica) => (link.isUp ? mask | (1 << replica) : mask), 0);
+    if (this.#settledEpochs.some((epoch) => epoch !== this.#membership.epoch)) return;
+    const waiters = this.#joinWaiters;
+    this.#joinWaiters = [];
+    for (const answer of waiters) answer();
   }
 }

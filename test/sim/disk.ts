@@ -1,13 +1,16 @@
 /**
  * A node's disk. Data is durable only after a sync; pages of the region map and the descriptor are written durably, and an
  * entry of the one and the whole of the other change at once or not at all. What is under way when power fails, or was not
- * synced, is there or not, each unit for itself.
+ * synced, is there or not, each unit for itself. What rots reads as something else, and its checksum says so.
  */
 import type { Installed } from '@blockwire/node/replication/admission.ts';
 import { UNITS_COUNT } from './geometry.ts';
 import type { World } from './world.ts';
 
 const DISK_MS = 0.4;
+const EIO = 5;
+/** What a unit holds that has rotted. */
+const ROT = -1;
 
 /** Something a disk is doing. */
 interface Work {
@@ -32,6 +35,12 @@ export class Disk {
   readonly #underWay = new Set<Work>();
   /** Multiplies all times. */
   slowness = 1;
+  /** Every other write of data fails. */
+  isFailing = false;
+  /** A write has failed here. */
+  hasFailed = false;
+  /** By unit: what it held. */
+  readonly #rotten = new Map<number, number>();
 
   constructor(world: World, regionWordCount: number, installed: Installed) {
     this.#world = world;
@@ -39,24 +48,53 @@ export class Disk {
     this.installed = installed;
   }
 
-  /** Writes units, each with its value; `done` runs when it is in the disk's cache. */
-  write(units: readonly number[], values: readonly number[], done: () => void): void {
+  /** Writes units, each with its value; `done` runs when it is in the disk's cache, or with an errno. */
+  write(units: readonly number[], values: readonly number[], done: (error: number) => void): void {
     const apply = (i: number): void => {
       const unit = units[i]!;
       this.data[unit] = values[i]!;
+      this.#rotten.delete(unit);
       this.#isDirty[unit] = 1;
       this.#version[unit] = ++this.#versions;
     };
-    this.#work(
-      1,
-      () => {
-        for (let i = 0; i < units.length; i++) apply(i);
-      },
-      () => {
-        for (let i = 0; i < units.length; i++) if (this.#world.random.oneIn(2)) apply(i);
-      },
-      done,
+    const some = (): void => {
+      for (let i = 0; i < units.length; i++) if (this.#world.random.oneIn(2)) apply(i);
+    };
+    const all = (): void => {
+      for (let i = 0; i < units.length; i++) apply(i);
+    };
+    const fails = this.isFailing && this.#world.random.oneIn(2);
+    this.hasFailed ||= fails;
+    this.#work(1, fails ? some : all, some, () => done(fails ? EIO : 0));
+  }
+
+  /** Rots a unit that holds something and is not on its way to the medium; false if there is none. */
+  rot(choice: number): boolean {
+    const candidates = Array.from(this.data.keys()).filter(
+      (unit) => this.data[unit] !== 0 && this.#isDirty[unit] === 0 && !this.#rotten.has(unit),
     );
+    if (candidates.length === 0) return false;
+    const unit = candidates[choice % candidates.length]!;
+    this.#rotten.set(unit, this.data[unit]!);
+    this.data[unit] = ROT;
+    return true;
+  }
+
+  get hasRot(): boolean {
+    return this.#rotten.size > 0;
+  }
+
+  isRotten(unit: number): boolean {
+    return this.#rotten.has(unit);
+  }
+
+  /** Undoes rot, of the units that are named. */
+  unrot(isNamed: (unit: number) => boolean = () => true): void {
+    for (const [unit, value] of this.#rotten) {
+      if (!isNamed(unit)) continue;
+      this.#rotten.delete(unit);
+      this.data[unit] = value;
+    }
   }
 
   /** Makes durable what is in the cache now. */

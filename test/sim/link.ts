@@ -1,6 +1,7 @@
 /** A device's way to one replica: one connection after the other, each a session of its own. */
 import type { Mirror, ReplicaLink } from '@blockwire/agent/datapath/mirror.ts';
 import { Operation, type RequestTable } from '@blockwire/agent/datapath/request.ts';
+import type { Mark } from '@blockwire/node/replication/marks.ts';
 import type { Connection, Process } from './network.ts';
 import type { Cluster } from './node.ts';
 import { openConnection, type SimNode } from './node.ts';
@@ -14,11 +15,11 @@ export interface LinkHost {
   readonly process: Process;
   readonly requests: RequestTable;
   readonly mirror: Mirror;
-  /** Names the device towards nodes. */
+  /** Names the queue towards nodes. */
   readonly name: string;
   readonly generation: number;
   readonly epoch: number;
-  readonly mark: { readonly number: number; readonly epoch: number };
+  readonly mark: Mark;
   valueOf(tag: number): number;
   lengthOf(tag: number): number;
   readData(tag: number, values: readonly number[]): void;
@@ -64,6 +65,11 @@ export class SimLink implements ReplicaLink {
     this.#wanted = false;
     if (this.#state === 'up' || this.#state === 'connecting') this.#fail('closed');
     else this.#state = 'closed';
+  }
+
+  /** The connection is reset. */
+  break(): void {
+    if (this.isUp) this.#fail('the connection was reset');
   }
 
   submit(tag: number): void {

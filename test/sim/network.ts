@@ -6,6 +6,10 @@ import type { World } from './world.ts';
 
 const WIRE_MS = 0.3;
 const STALLED_MS_MAX = 120;
+const THREAD_MS = 0.02;
+/** A thread that is not run for a while, once in so many messages. */
+const PREEMPTED_ONE_IN = 40;
+const PREEMPTED_MS_MAX = 30;
 
 /** One end of a connection. */
 export interface Peer<In> {
@@ -73,6 +77,26 @@ export class Process {
     this.isAlive = false;
     this.#held = [];
     for (const run of this.#onKill) run();
+  }
+}
+
+/** Messages from one thread of a process to another, in order. */
+export class Mailbox {
+  readonly #world: World;
+  readonly #process: Process;
+  #lastAt = 0;
+
+  constructor(world: World, process: Process) {
+    this.#world = world;
+    this.#process = process;
+  }
+
+  post(run: () => void): void {
+    const world = this.#world;
+    const isPreempted = world.random.oneIn(PREEMPTED_ONE_IN);
+    const delayMs = isPreempted ? world.between(1, PREEMPTED_MS_MAX) : world.delay(THREAD_MS);
+    this.#lastAt = Math.max(world.now + delayMs, this.#lastAt);
+    this.#process.after(this.#lastAt - world.now, run);
   }
 }
 

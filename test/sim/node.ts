@@ -3,12 +3,14 @@
 import type { NodeAction, ResyncOrder } from '@blockwire/control/domain/context.ts';
 import { endsCopies, ReplicaMembership } from '@blockwire/node/replication/membership.ts';
 import { planRebuild, planReconcile, Resync } from '@blockwire/node/replication/resync.ts';
+import { REGION_SIZE_BYTES } from '@blockwire/node/store/region-table.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { SimControl } from './control.ts';
 import { Disk } from './disk.ts';
-import { CHUNK_BYTES, SIZE_BYTES } from './geometry.ts';
+import { CHUNK_BYTES, offsetOf, SIZE_BYTES } from './geometry.ts';
 import type { Mutation } from './mutations.ts';
 import { type Connection, connect, type Network, type Peer, Process } from './network.ts';
+import { type RepairOrder, Repairs } from './repairs.ts';
 import { REGION_WORDS, SimReplica, unitsOf } from './replica.ts';
 import { ForgetfulMap, Sessions } from './sessions.ts';
 import type { ToClient, ToNode } from './wire.ts';
@@ -25,6 +27,8 @@ export interface Cluster {
   readonly control: SimControl;
   readonly mutation: Mutation;
   readonly checkpointMs: number;
+  /** Of a device. */
+  readonly queueCount: number;
   node(id: string): SimNode;
   /** A writer hears that what was not flushed may be lost. */
   onLoss(lossEpoch: number): void;
@@ -78,11 +82,16 @@ export class SimNode {
   command(process: Process, commandId: string, action: NodeAction): void {
     if (this.#daemon?.process === process) this.#daemon.command(commandId, action);
   }
+
+  repair(process: Process, order: RepairOrder): void {
+    if (this.#daemon?.process === process) this.#daemon.repairs.order(order);
+  }
 }
 
 class NodeDaemon {
   readonly process: Process;
   readonly sessions: Sessions;
+  readonly repairs: Repairs;
   readonly #cluster: Cluster;
   readonly #id: string;
   readonly #disk: Disk;
@@ -102,12 +111,25 @@ class NodeDaemon {
     this.process = new Process(world, id);
     this.#replica = new SimReplica({ process: this.process, disk, mutation });
     this.#noticePowerLoss();
+    // What does not match in a region that was dirty is taken for the end's doing, and its checksum computed anew: rot
+    // there goes unnoticed, which nobody promised otherwise.
+    const { table } = this.#replica;
+    disk.unrot((unit) => table.isDirty(Math.floor(offsetOf(unit) / REGION_SIZE_BYTES)));
     this.#membership = new ReplicaMembership(disk.installed);
     this.sessions = new Sessions({
       ...{ world, membership: this.#membership, replica: this.#replica, mutation },
       enter: (run) => this.process.enter(run),
+      onDamage: (units) => this.repairs.note(units),
     });
-    this.process.every(TICK_MS, () => this.#replica.tick());
+    this.repairs = new Repairs({
+      ...{ world, process: this.process, replica: this.#replica, membership: this.#membership, mutation },
+      openPeer: (nodeId, peer) => this.#openPeer(cluster.node(nodeId), peer),
+      report: (regions) => cluster.control.reportDamage(this.process, { nodeId: id, regions }),
+    });
+    this.process.every(TICK_MS, () => {
+      this.#replica.tick();
+      this.repairs.tick();
+    });
     cluster.control.join({
       ...{ kind: 'node', id, process: this.process, heartbeatMs: HEARTBEAT_MS },
       replica: () => {
@@ -213,7 +235,7 @@ class NodeDaemon {
     },
     ended: (error: string | null) => void,
   ): void {
-    const { world, network, mutation } = this.#cluster;
+    const { world, mutation } = this.#cluster;
     const { key, action, fresh, plan } = job;
     this.#running?.resync.cancel('another one begins');
     const owner = -1 - ++this.#attempts;
@@ -254,7 +276,7 @@ class NodeDaemon {
                 started.granted(slot);
                 return written;
               },
-              ended: (isDone) => started.written(slot, isDone ? null : 'dropped'),
+              ended: (outcome) => started.written(slot, outcome === 'done' ? null : outcome),
             }),
           write: (slot, parts) => {
             const chunk = chunks.get(slot)!;
@@ -289,6 +311,8 @@ class NodeDaemon {
         } else if (message.type === 'data') {
           chunks.set(message.tag, { ...chunks.get(message.tag)!, values: message.values });
           resync?.readDone(message.tag, null);
+        } else if (message.type === 'done') {
+          resync?.readDone(message.tag, 'the source cannot read it');
         }
       },
       closed: () => cancel('the source went away'),
@@ -302,7 +326,6 @@ class NodeDaemon {
       else this.process.after(STALL_MS_MAX / 3, watch);
     };
     watch();
-    void network;
   }
 
   #openPeer(source: SimNode, clientPeer: Peer<ToClient>): Connection<ToNode> {

@@ -7,6 +7,7 @@ export interface Op {
   readonly kind: 'write' | 'read' | 'flush';
   readonly unit: number;
   readonly count: number;
+  readonly queue: number;
 }
 
 export type FaultKind =
@@ -14,9 +15,12 @@ export type FaultKind =
   | 'power-node'
   | 'stop-node'
   | 'slow-disk'
+  | 'failing-disk'
+  | 'rot'
   | 'isolate-node'
   | 'cut-nodes'
   | 'cut-agent-node'
+  | 'break-link'
   | 'cut-agent-control'
   | 'cut-control-node'
   | 'kill-agent'
@@ -41,6 +45,8 @@ export interface Plan {
   readonly ops: readonly Op[];
   readonly faults: readonly Fault[];
   readonly endMs: number;
+  /** Of each device. */
+  readonly queueCount: number;
   /** Between two checkpoints of a device. */
   readonly checkpointMs: number;
 }
@@ -50,9 +56,12 @@ const KINDS: readonly (readonly [FaultKind, number])[] = [
   ['power-node', 6],
   ['stop-node', 2],
   ['slow-disk', 2],
+  ['failing-disk', 2],
+  ['rot', 4],
   ['isolate-node', 3],
   ['cut-nodes', 2],
   ['cut-agent-node', 5],
+  ['break-link', 5],
   ['cut-agent-control', 2],
   ['cut-control-node', 3],
   ['kill-agent', 4],
@@ -68,6 +77,7 @@ export function drawPlan(seed: number): Plan {
   const between = (low: number, high: number): number => low + random.below(high - low + 1);
   const nodeCount = random.oneIn(3) ? 2 : 3;
   const agentCount = 2;
+  const queueCount = random.oneIn(2) ? 1 : between(2, 3);
   const endMs = between(2500, 6000);
   const hot = Array.from({ length: between(1, 5) }, () => random.below(UNITS_COUNT / UNITS_PER_REGION));
   const readShare = between(15, 60);
@@ -81,7 +91,7 @@ export function drawPlan(seed: number): Plan {
     const unit = random.pick(hot) * UNITS_PER_REGION + random.below(random.oneIn(3) ? UNITS_PER_REGION : 3);
     const count = Math.min(runLength(unit), random.oneIn(3) ? between(2, 3) : 1);
     const kind = roll < readShare ? 'read' : roll < readShare + flushShare ? 'flush' : 'write';
-    ops.push({ atMs, kind, unit, count });
+    ops.push({ atMs, kind, unit, count, queue: random.below(6) });
   }
   const faults: Fault[] = [];
   const total = KINDS.reduce((sum, [, weight]) => sum + weight, 0);
@@ -104,7 +114,7 @@ export function drawPlan(seed: number): Plan {
   if (random.oneIn(2)) faults.push(...drawScenario(random, nodeCount, between(300, endMs)));
   faults.sort((a, b) => a.atMs - b.atMs);
   const checkpointMs = random.oneIn(2) ? between(20, 80) : between(80, 400);
-  return { seed, nodeCount, agentCount, ops, faults, endMs, checkpointMs };
+  return { seed, nodeCount, agentCount, queueCount, ops, faults, endMs, checkpointMs };
 }
 
 /** Faults that make each other worse. */
@@ -117,7 +127,7 @@ function drawScenario(random: Random, nodeCount: number, atMs: number): Fault[] 
   const soonMs = 20 + random.below(400);
   const nodeFault = random.oneIn(2) ? 'kill-node' : 'power-node';
   const others = Array.from({ length: nodeCount - 1 }, (_, i) => target + 1 + i);
-  switch (random.below(8)) {
+  switch (random.below(9)) {
     // A writer and a slow replica end together: its last writes are on the others only.
     case 0:
       return [
@@ -159,6 +169,12 @@ function drawScenario(random: Random, nodeCount: number, atMs: number): Fault[] 
         fault('slow-disk', 100, 1500),
         { ...fault('cut-agent-node', 100 + soonMs, 300), target: target + 1 },
         fault(random.oneIn(2) ? 'kill-agent' : 'move', 150 + soonMs, 50),
+      ];
+    // What has rotted is to be repaired from one that leaves meanwhile.
+    case 7:
+      return [
+        fault('rot', 0, 5),
+        { ...fault('isolate-node', random.below(400), 500 + random.below(1000)), target: target + 1 },
       ];
     // The last one left loses power.
     default:

@@ -32,15 +32,24 @@ const CHECKSUMS: MappedWords = {
   release: () => {},
 };
 
+export type JobOutcome = 'done' | 'failed' | 'dropped';
+
 interface Job {
   readonly range: ByteRange;
   /** Runs when the range is ours and its regions are armed; calls back when it is done with the disk. */
-  readonly run: (done: () => void) => void;
+  run: (done: (error: number) => void) => void;
   /** It is over, one way or the other. */
-  readonly ended: (isDone: boolean) => void;
-  readonly granted: () => void;
+  ended: (outcome: JobOutcome) => void;
+  readonly granted: (slot: number) => void;
   readonly owner: number;
-  isDropped: boolean;
+  /** The range stays ours, before and after it runs, until it is given back. */
+  readonly isHeld: boolean;
+}
+
+/** A range that is ours until it is released. */
+export interface HeldRange {
+  write(units: readonly number[], values: readonly number[], ended: (outcome: JobOutcome) => void): void;
+  release(): void;
 }
 
 export class SimReplica {
@@ -92,7 +101,10 @@ export class SimReplica {
     this.#cleaner.tick(this.volume);
   }
 
-  read(units: readonly number[]): number[] {
+  /** Null when a checksum does not match. */
+  read(units: readonly number[]): number[] | null {
+    const isDamaged = units.some((unit) => this.#disk.isRotten(unit));
+    if (isDamaged && this.#mutation !== 'ignore-checksum') return null;
     return units.map((unit) => this.#disk.data[unit]!);
   }
 
@@ -102,12 +114,12 @@ export class SimReplica {
     readonly range: ByteRange;
     readonly values: readonly number[];
     readonly granted: () => void;
-    readonly ended: (isDone: boolean) => void;
+    readonly ended: (outcome: JobOutcome) => void;
   }): void {
     const { owner, range, values, granted, ended } = options;
     const units = unitsOf(range);
     this.#admit({
-      ...{ owner, range, granted, ended, isDropped: false },
+      ...{ owner, range, granted, ended, isHeld: false },
       run: (done) => this.#disk.write(units, values, done),
     });
   }
@@ -120,11 +132,11 @@ export class SimReplica {
       readonly units: readonly number[];
       readonly values: readonly number[];
     }[];
-    readonly ended: (isDone: boolean) => void;
+    readonly ended: (outcome: JobOutcome) => void;
   }): void {
     const { owner, range, parts, ended } = options;
     this.#admit({
-      ...{ owner, range, ended, granted: () => {}, isDropped: false },
+      ...{ owner, range, ended, granted: () => {}, isHeld: false },
       run: (done) => {
         const found = parts();
         this.#disk.write(
@@ -134,6 +146,28 @@ export class SimReplica {
         );
       },
     });
+  }
+
+  /** Takes a range, before its regions are armed. */
+  hold(options: {
+    readonly owner: number;
+    readonly range: ByteRange;
+    readonly granted: (held: HeldRange) => void;
+  }): void {
+    const { owner, range } = options;
+    const job: Job = {
+      ...{ owner, range, isHeld: true, run: () => {}, ended: () => {} },
+      granted: (slot) =>
+        options.granted({
+          write: (units, values, ended) => {
+            job.run = (done) => this.#disk.write(units, values, done);
+            job.ended = ended;
+            this.#begin(slot);
+          },
+          release: () => this.#release(slot),
+        }),
+    };
+    this.#admit(job);
   }
 
   flush(done: () => void): void {
@@ -153,13 +187,13 @@ export class SimReplica {
     for (const [index, job] of [...this.#queue.entries()].reverse()) {
       if (!owners.has(job.owner)) continue;
       this.#queue.splice(index, 1);
-      job.ended(false);
+      job.ended('dropped');
     }
     const dropped = new SlotQueue();
     const granted = new SlotQueue();
     for (const owner of owners) this.volume.order.drop(owner, dropped, granted);
     for (let slot = dropped.shift(this.#slots); slot !== NO_SLOT; slot = dropped.shift(this.#slots)) {
-      this.#end(slot, false);
+      this.#end(slot, 'dropped');
     }
     this.#start(granted);
     this.#drains.push({ owners, done });
@@ -199,7 +233,12 @@ export class SimReplica {
 
   #granted(slot: number): void {
     const job = this.#jobs[slot]!;
-    job.granted();
+    job.granted(slot);
+    if (!job.isHeld) this.#begin(slot);
+  }
+
+  #begin(slot: number): void {
+    const job = this.#jobs[slot]!;
     if (this.#mutation === 'skip-intent') {
       this.#run(slot);
     } else if (this.volume.integrity.begin(startOf(job.range), endOf(job.range))) {
@@ -222,23 +261,33 @@ export class SimReplica {
 
   #run(slot: number): void {
     const job = this.#jobs[slot]!;
-    job.run(() =>
+    job.run((error) =>
       this.#process.enter(() => {
-        const granted = new SlotQueue();
-        this.volume.integrity.written(startOf(job.range), endOf(job.range));
-        this.volume.order.release(slot, granted);
-        this.#end(slot, true);
-        this.#start(granted);
-        this.#finishDrains();
+        const [start, end] = [startOf(job.range), endOf(job.range)];
+        if (error !== 0) this.volume.integrity.noteUnknown(start, end);
+        const outcome = error === 0 || this.#mutation === 'swallow-write-error' ? 'done' : 'failed';
+        if (job.isHeld) job.ended(outcome);
+        else this.#release(slot, outcome);
       }),
     );
   }
 
-  #end(slot: number, isDone: boolean): void {
+  #release(slot: number, outcome: JobOutcome = 'dropped'): void {
+    const { range, isHeld } = this.#jobs[slot]!;
+    const granted = new SlotQueue();
+    this.volume.integrity.written(startOf(range), endOf(range));
+    this.volume.order.release(slot, granted);
+    if (isHeld) this.#jobs[slot]!.ended = () => {};
+    this.#end(slot, outcome);
+    this.#start(granted);
+    this.#finishDrains();
+  }
+
+  #end(slot: number, outcome: JobOutcome): void {
     const job = this.#jobs[slot]!;
     this.#jobs[slot] = null;
     this.#slots.give(slot);
-    job.ended(isDone);
+    job.ended(outcome);
     const next = this.#queue.shift();
     if (next !== undefined) this.#admit(next);
   }

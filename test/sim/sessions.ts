@@ -19,6 +19,7 @@ interface Session {
 }
 
 const READ_MS = 0.4;
+const EIO = 5;
 
 export class Sessions {
   readonly #world: World;
@@ -26,6 +27,7 @@ export class Sessions {
   readonly #replica: SimReplica;
   readonly #mutation: Mutation;
   readonly #enter: (run: () => void) => void;
+  readonly #onDamage: (units: readonly number[]) => void;
   readonly #sessions = new Set<Session>();
   /** By link: its latest attempt. */
   readonly #attempts = new Map<string, number>();
@@ -37,12 +39,15 @@ export class Sessions {
     readonly replica: SimReplica;
     readonly mutation: Mutation;
     readonly enter: (run: () => void) => void;
+    /** A read has found a checksum that does not match. */
+    readonly onDamage: (units: readonly number[]) => void;
   }) {
     this.#world = options.world;
     this.#membership = options.membership;
     this.#replica = options.replica;
     this.#mutation = options.mutation;
     this.#enter = options.enter;
+    this.#onDamage = options.onDamage;
   }
 
   accept(connection: Connection<ToClient>): Peer<ToNode> {
@@ -94,6 +99,7 @@ export class Sessions {
       this.#end(session);
     };
     const admit = (): boolean => {
+      if (this.#mutation === 'repair-from-any' && link.endsWith('/repair')) return true;
       try {
         const { generation, epoch } = this.#membership.installed;
         this.#membership.admit({
@@ -138,7 +144,8 @@ export class Sessions {
         this.#replica.write({
           ...{ owner: session.owner, range, values: unitsOf(range).map(() => value) },
           granted: () => this.#membership.noteWrite(offset, length),
-          ended: (isDone) => isDone && reply({ type: 'done', tag, error: 0 }),
+          ended: (outcome) =>
+            outcome !== 'dropped' && reply({ type: 'done', tag, error: outcome === 'done' ? 0 : EIO }),
         });
         break;
       }
@@ -146,7 +153,11 @@ export class Sessions {
         const { tag } = message;
         const units = unitsOf(message);
         this.#world.after(this.#world.delay(READ_MS), () =>
-          this.#enter(() => reply({ type: 'data', tag, values: this.#replica.read(units) })),
+          this.#enter(() => {
+            const values = this.#replica.read(units);
+            if (values === null) this.#onDamage(units);
+            reply(values === null ? { type: 'done', tag, error: EIO } : { type: 'data', tag, values });
+          }),
         );
         break;
       }

@@ -42,6 +42,8 @@ const MUTANTS: readonly MutationName[] = [
   'clear-without-checkpoint',
   'acknowledge-early',
   'skip-barrier',
+  'ignore-checksum',
+  'repair-over-intents',
 ];
 for (const mutation of MUTANTS) {
   test(`noticed: ${mutation}`, async () => {

@@ -1,6 +1,6 @@
 /** One simulation: a cluster with one volume, an application, an operator, and faults; then the checks. */
 import { Operation } from '@blockwire/agent/datapath/request.ts';
-import type { VolumeRecord } from '@blockwire/control/domain/records.ts';
+import type { ReplicaRecord, VolumeRecord } from '@blockwire/control/domain/records.ts';
 import { newVolume } from '@blockwire/control/domain/volume-state.ts';
 import { SimAgent } from './agent.ts';
 import { DEVICE_OPTIONS, isError, SimControl, VOLUME_ID } from './control.ts';
@@ -59,6 +59,7 @@ class Simulation implements Cluster {
   #wish: 'move' | 'detach' | null = null;
   #writeCount = 0;
   #rebuilds = 0;
+  #hasFailedWrite = false;
   #lossEpoch = 0;
   #failure: string | null = null;
 
@@ -73,6 +74,7 @@ class Simulation implements Cluster {
       mutation: this.mutation,
       onVolume: (volume) => this.#observe(volume),
       nodeCommand: (id, process, commandId, action) => this.node(id).command(process, commandId, action),
+      nodeRepair: (id, process, order) => this.node(id).repair(process, order),
       agentCommand: (id, process, commandId, action) =>
         this.#agents.find((agent) => agent.id === id)!.command(process, commandId, action),
     });
@@ -85,6 +87,10 @@ class Simulation implements Cluster {
 
   get checkpointMs(): number {
     return this.#plan.checkpointMs;
+  }
+
+  get queueCount(): number {
+    return this.#plan.queueCount;
   }
 
   node(id: string): SimNode {
@@ -159,21 +165,31 @@ class Simulation implements Cluster {
     };
     if (op.kind === 'write') {
       const id = ++this.#writeCount;
-      const isTaken = device.submit({
+      const isTaken = device.submit(op.queue, {
         ...{ operation: Operation.WRITE, ...range, value: id },
-        done: done((result) => result >= 0 && history.acknowledge(id, world.now)),
+        done: done((result) => {
+          if (result >= 0) history.acknowledge(id, world.now);
+          else this.#hasFailedWrite = true;
+        }),
       });
       if (!isTaken) return false;
-      world.note(21, id, () => `${device.name} writes ${id} to ${units.join(' ')}`);
+      world.note(
+        21,
+        id,
+        () => `${device.name}/${op.queue % this.queueCount} writes ${id} to ${units.join(' ')}`,
+      );
       history.begin({ id, units, generation, start });
       return true;
     }
     const isRead = op.kind === 'read';
-    const isTaken = device.submit({
+    const isTaken = device.submit(op.queue, {
       operation: isRead ? Operation.READ : Operation.FLUSH,
       ...(isRead ? range : { offset: 0, length: 0 }),
       value: 0,
       done: done((result, values) => {
+        if (isRead && result < 0 && device.inSyncCount > 1) {
+          throw new Violation(`a read of ${units.join(' ')} fails, though several replicas are in sync`);
+        }
         if (!isRead) history.flush(generation, result >= 0, start, world.now);
         else if (result >= 0) history.read(generation, units, values, start, world.now);
       }),
@@ -193,7 +209,7 @@ class Simulation implements Cluster {
   async #readEverything(): Promise<void> {
     const device = this.#device!;
     for (let unit = 0; unit < UNITS_COUNT; unit++) {
-      this.#submit(device, { atMs: 0, kind: 'read', unit, count: 1 });
+      this.#submit(device, { atMs: 0, kind: 'read', unit, count: 1, queue: unit });
       const isDone = await this.world.runUntil(
         this.world.now + 5000,
         () => device.activeCount === 0 || this.#failure !== null,
@@ -288,6 +304,7 @@ class Simulation implements Cluster {
     for (const [i, { state }] of volume.replicas.entries()) {
       if (state === 'inSync' && before?.replicas[i]?.state === 'rebuilding') this.#rebuilds++;
     }
+    this.#keepLastGood();
     const states = (): string =>
       volume.replicas.map((r) => `${r.nodeId} ${r.state} ${r.staleSinceEpoch ?? ''}`).join(', ');
     world.note(
@@ -330,6 +347,15 @@ class Simulation implements Cluster {
           node.disk.slowness = 1;
         });
         break;
+      case 'failing-disk':
+        node.disk.isFailing = true;
+        later(() => {
+          node.disk.isFailing = false;
+        });
+        break;
+      case 'rot':
+        this.#rot(node, fault.other + durationMs);
+        break;
       case 'isolate-node':
         cut(
           ['control', ...[...this.#nodes, ...this.#agents].map(({ id }) => id)].map(
@@ -342,6 +368,9 @@ class Simulation implements Cluster {
         break;
       case 'cut-agent-node':
         cut([[agent.id, node.id]]);
+        break;
+      case 'break-link':
+        this.#device?.process.enter(() => this.#device!.breakLink(fault.other, node.id));
         break;
       case 'cut-agent-control':
         cut([[agent.id, 'control']]);
@@ -372,6 +401,20 @@ class Simulation implements Cluster {
     }
   }
 
+  /** One node rots at a time, and only while another one is in sync: what rots on the last one is lost. */
+  #rot(node: SimNode, choice: number): void {
+    const isInSync = ({ nodeId, state }: ReplicaRecord): boolean => nodeId === node.id && state === 'inSync';
+    const others = this.#nodes.filter((other) => other !== node);
+    if (others.some(({ disk }) => disk.hasRot) || !this.control.volume.replicas.some(isInSync)) return;
+    node.disk.rot(choice);
+    this.#keepLastGood();
+  }
+
+  #keepLastGood(): void {
+    const inSync = this.control.volume.replicas.filter(({ state }) => state === 'inSync');
+    if (inSync.length === 1) this.node(inSync[0]!.nodeId).disk.unrot();
+  }
+
   #pause(process: { stop(): void; continue(): void } | null, durationMs: number): void {
     process?.stop();
     this.world.after(durationMs, () => process?.continue());
@@ -382,7 +425,10 @@ class Simulation implements Cluster {
     this.network.healAll();
     for (const node of this.#nodes) {
       node.disk.slowness = 1;
+      node.disk.isFailing = false;
       node.process?.continue();
+      // What a failed write has left there is only computed anew at a start.
+      if (node.disk.hasFailed) node.kill(false);
       node.start();
     }
     for (const agent of this.#agents) {
@@ -390,7 +436,8 @@ class Simulation implements Cluster {
       agent.start();
     }
     this.control.start();
-    this.#wish = null;
+    // Where a write has failed its writer sends no checkpoints any more, and only the next one makes the replicas equal.
+    this.#wish = this.#hasFailedWrite ? 'move' : null;
   }
 
   // The end
@@ -405,9 +452,10 @@ class Simulation implements Cluster {
       device.process.isAlive &&
       device.attachmentId === attachmentId &&
       device.generation === this.control.volume.generation &&
-      device.epoch === this.control.volume.epoch &&
+      device.goesBy(this.control.volume.epoch) &&
       device.activeCount === 0 &&
-      replicas.every(({ state }) => state === 'inSync')
+      replicas.every(({ state }) => state === 'inSync') &&
+      this.#nodes.every(({ disk }) => !disk.hasRot)
     );
   }
 
@@ -415,10 +463,7 @@ class Simulation implements Cluster {
     const { attachmentId, generation, epoch, replicas } = this.control.volume;
     const states = replicas.map(({ nodeId, state }) => `${nodeId} ${state}`).join(', ');
     const device = this.#device;
-    const open =
-      device === null
-        ? 'none'
-        : `${device.name} at epoch ${device.epoch}, ${device.activeCount} requests open`;
+    const open = device === null ? 'none' : `${device.name}, ${device.activeCount} requests open`;
     return `generation ${generation} epoch ${epoch}, ${attachmentId}, ${states}; device ${open}`;
   }
 
