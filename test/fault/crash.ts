@@ -2,7 +2,7 @@
  * Crash consistency of the storage node: verified writes on several connections, SIGKILL at a random point, start, and
  * everything is read back and held against the model.
  *
- *   node test/fault/crash.ts --rounds 2000 --seed 7 [--workers 2] [--dir /mnt/xfs]
+ *   node test/fault/crash.ts --rounds 2000 --seed 7 [--jobs 3] [--minutes 10] [--workers 2] [--dir /mnt/xfs]
  *
  * The seed decides the requests and the points of killing; the scheduler has its part too, so that a seed makes a failure
  * likely again, not certain.
@@ -28,6 +28,7 @@ const VOLUMES = [
 ] as const;
 const MODES = ['simple', 'structured', 'extended'] as const;
 const ROUND_MS_MAX = 20_000;
+const TELL_ROUNDS = 50;
 const CHECK_PROGRAM = new URL('../../services/node/check.ts', import.meta.url).pathname;
 
 export interface CrashOptions {
@@ -35,6 +36,8 @@ export interface CrashOptions {
   readonly seed: number;
   readonly rounds: number;
   readonly workers?: number;
+  /** No round is begun once it answers true. */
+  readonly isOver?: () => boolean;
   readonly onRound?: (report: CrashReport) => void;
 }
 
@@ -48,6 +51,11 @@ export interface CrashReport {
   readonly counts: WorkloadCounts;
 }
 
+function emptyReport(): CrashReport {
+  const counts = { sent: 0, answered: 0, flushed: 0 };
+  return { rounds: 0, kills: 0, killsWhileStarting: 0, cleanEnds: 0, openAtKill: 0, counts };
+}
+
 /** What the model does not allow. */
 export class CrashViolation extends Error {}
 
@@ -55,15 +63,8 @@ export class CrashViolation extends Error {}
 export async function crashRounds(options: CrashOptions): Promise<CrashReport> {
   const { seed, rounds } = options;
   const volumes = VOLUMES.map(([name, sizeBytes]) => new VolumeModel(name, sizeBytes));
-  const report: CrashReport = {
-    rounds: 0,
-    kills: 0,
-    killsWhileStarting: 0,
-    cleanEnds: 0,
-    openAtKill: 0,
-    counts: { sent: 0, answered: 0, flushed: 0 },
-  };
-  for (; report.rounds < rounds; report.rounds++) {
+  const report = emptyReport();
+  for (; report.rounds < rounds && options.isOver?.() !== true; report.rounds++) {
     const round = new Round(options, volumes, report);
     const violations = await round.run();
     if (violations.length > 0) {
@@ -225,35 +226,70 @@ class Round {
   }
 }
 
+/** Reports of harnesses that run side by side, as one. */
+export function sumReports(reports: readonly CrashReport[]): CrashReport {
+  const sum = emptyReport();
+  for (const { counts, ...numbers } of reports) {
+    sum.rounds += numbers.rounds;
+    sum.kills += numbers.kills;
+    sum.killsWhileStarting += numbers.killsWhileStarting;
+    sum.cleanEnds += numbers.cleanEnds;
+    sum.openAtKill += numbers.openAtKill;
+    sum.counts.sent += counts.sent;
+    sum.counts.answered += counts.answered;
+    sum.counts.flushed += counts.flushed;
+  }
+  return sum;
+}
+
+function describe({ rounds, kills, killsWhileStarting, cleanEnds, openAtKill, counts }: CrashReport): string {
+  const ends = `${kills} kills, ${killsWhileStarting} more while starting, ${cleanEnds} clean ends`;
+  return `${rounds} rounds: ${ends}; ${counts.answered} answers, ${openAtKill} requests open at a kill`;
+}
+
 async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
       rounds: { type: 'string', default: '100' },
+      minutes: { type: 'string', default: 'Infinity' },
+      jobs: { type: 'string', default: '1' },
       seed: { type: 'string' },
       workers: { type: 'string', default: '1' },
       dir: { type: 'string', default: tmpdir() },
     },
   });
   const seed = values.seed === undefined ? freshSeed() : Number(values.seed);
-  const directory = mkdtempSync(join(values.dir, 'blockwire-crash-'));
+  const jobs = Number(values.jobs);
+  const rounds = Math.ceil(Number(values.rounds) / jobs);
+  const endMs = performance.now() + Number(values.minutes) * 60_000;
   const say = (text: string): void => void process.stdout.write(`${text}\n`);
-  const tell = ({ rounds, kills, killsWhileStarting, cleanEnds, openAtKill, counts }: CrashReport): void => {
-    const ends = `${kills} kills, ${killsWhileStarting} more while starting, ${cleanEnds} clean ends`;
-    say(`${rounds} rounds: ${ends}; ${counts.answered} answers, ${openAtKill} requests open at a kill`);
-  };
-  say(`seed ${seed}, ${values.rounds} rounds in ${directory}`);
-  try {
+  const reports: CrashReport[] = [];
+  let violated = false;
+  let told = 0;
+  const runJob = async (job: number): Promise<void> => {
+    const directory = mkdtempSync(join(values.dir, 'blockwire-crash-'));
+    say(`seed ${seed + job}, ${rounds} rounds in ${directory}`);
     const onRound = (report: CrashReport): void => {
-      if (report.rounds % 50 === 49) tell(report);
+      reports[job] = structuredClone(report);
+      const sum = sumReports(reports.filter((each) => each !== undefined));
+      if (sum.rounds < told + TELL_ROUNDS) return;
+      told = sum.rounds;
+      say(describe(sum));
     };
-    const rounds = Number(values.rounds);
-    tell(await crashRounds({ directory, seed, rounds, workers: Number(values.workers), onRound }));
-    rmSync(directory, { recursive: true, force: true });
-  } catch (error) {
-    if (!(error instanceof CrashViolation)) throw error;
-    say(`${error.message}\nthe data directory is kept: ${directory}`);
-    process.exitCode = 1;
-  }
+    const isOver = (): boolean => violated || performance.now() > endMs;
+    try {
+      const workers = Number(values.workers);
+      reports[job] = await crashRounds({ directory, seed: seed + job, rounds, workers, onRound, isOver });
+      rmSync(directory, { recursive: true, force: true });
+    } catch (error) {
+      if (!(error instanceof CrashViolation)) throw error;
+      violated = true;
+      process.exitCode = 1;
+      say(`${error.message}\nthe data directory is kept: ${directory}`);
+    }
+  };
+  await Promise.all(Array.from({ length: jobs }, (_, job) => runJob(job)));
+  say(describe(sumReports(reports.filter((each) => each !== undefined))));
 }
 
 if (import.meta.main) await main();

@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
+import { withStrippedHook } from '@blockwire/shared/stripped/path.mjs';
 
 const MAIN = new URL('../../services/node/main.ts', import.meta.url).pathname;
 const KEPT_LOG_CHARS = 64 * 1024;
@@ -46,7 +47,10 @@ export class StorageNode {
     this.#child = spawn(
       'setpriv',
       ['--pdeathsig', 'KILL', process.execPath, MAIN, ...fixed, '--json', ...named, ...extra],
-      { stdio: ['ignore', 'pipe', 'pipe'] },
+      {
+        stdio: ['ignore', 'pipe', 'pipe'],
+        env: { ...process.env, NODE_OPTIONS: withStrippedHook(process.env.NODE_OPTIONS) },
+      },
     );
     this.#child.stderr?.setEncoding('utf8').on('data', (text: string) => {
       this.#log = (this.#log + text).slice(-KEPT_LOG_CHARS);
