@@ -23,10 +23,10 @@ export interface Native {
   /** io_uring_setup(2). `params` is struct io_uring_params (120 bytes), filled by the kernel. Returns the descriptor. */
   ioUringSetup(entries: number, params: Uint32Array): number;
   /**
-   * io_uring_enter(2) with GETEVENTS: submits, and waits for `minComplete` completions at most `timeoutMs` (negative:
+   * io_uring_enter(2) with GETEVENTS: submits, and waits for `minComplete` completions at most `timeoutUs` (negative:
    * without bound). Returns the SQEs consumed, or the negative errno.
    */
-  ioUringEnter(fd: number, toSubmit: number, minComplete: number, timeoutMs: number): number;
+  ioUringEnter(fd: number, toSubmit: number, minComplete: number, timeoutUs: number): number;
   /**
    * From now on every return from ioUringEnter on this thread stores CLOCK_MONOTONIC at this address, a double in
    * microseconds; 0 ends it.

@@ -306,10 +306,15 @@ export class Ring {
    * A signal or the end of the wait are no errors; anything else throws KernelError.
    */
   enter(minComplete: number, timeoutMs: number): void {
+    this.enterUs(minComplete, timeoutMs < 0 ? -1 : timeoutMs * 1000);
+  }
+
+  /** The same with microseconds. A whole number: another one is allocated. */
+  enterUs(minComplete: number, timeoutUs: number): void {
     const words = this.#words;
     words[this.#sqTail] = this.#tail;
     this.enterCount++;
-    const result = native.ioUringEnter(this.fd, this.#toSubmit, minComplete, timeoutMs);
+    const result = native.ioUringEnter(this.fd, this.#toSubmit, minComplete, timeoutUs);
     // The head tells what the kernel took, also when the wait that followed ended with an error.
     const left = (this.#tail - words[this.#sqHead]!) >>> 0;
     this.submittedCount += this.#toSubmit - left;

@@ -29,6 +29,8 @@ export interface WorkerLoopHooks {
   onWake?(): void;
   /** After each batch of completions, before the next `enter`: the place to send what the batch gathered. */
   onBatchEnd?(): void;
+  /** After that: the longest that the next `enter` may wait, in whole microseconds; -1, the default: without bound. */
+  waitUsMax?(): number;
   /** Every 100 ms; for deadlines. @param nowMs monotonic milliseconds */
   onTick?(nowMs: number): void;
 }
@@ -61,7 +63,7 @@ export class WorkerLoop implements CompletionHandler {
     this.#receive();
     while (!this.#stopped) {
       hooks.onBatchEnd?.();
-      this.ring.enter(this.#stopped || this.ring.hasCompletions ? 0 : 1, -1);
+      this.ring.enterUs(this.#stopped || this.ring.hasCompletions ? 0 : 1, hooks.waitUsMax?.() ?? -1);
       this.ring.dispatch();
     }
     this.ring.close();

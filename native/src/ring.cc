@@ -32,15 +32,15 @@ Napi::Value Setup(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(fd));
 }
 
-// ioUringEnter(fd, toSubmit, minComplete, timeoutMs): SQEs consumed, or the negative errno. timeoutMs < 0 waits
+// ioUringEnter(fd, toSubmit, minComplete, timeoutUs): SQEs consumed, or the negative errno. timeoutUs < 0 waits
 // without a bound. Never throws: this is the data path's only call.
 Napi::Value Enter(const Napi::CallbackInfo& info) {
   const uint32_t min_complete = Uint(info, 2);
-  const int32_t timeout_ms = Int(info, 3);
-  __kernel_timespec timeout = {timeout_ms / 1000, (timeout_ms % 1000) * 1000000LL};
+  const int32_t timeout_us = Int(info, 3);
+  __kernel_timespec timeout = {timeout_us / 1000000, (timeout_us % 1000000) * 1000LL};
   GetEventsArg arg = {0, 8, 0, reinterpret_cast<uint64_t>(&timeout)};
   unsigned flags = kEnterGetEvents;
-  const bool bounded = min_complete > 0 && timeout_ms >= 0;
+  const bool bounded = min_complete > 0 && timeout_us >= 0;
   if (bounded) flags |= kEnterExtArg;
   long result = syscall(__NR_io_uring_enter, Int(info, 0), Uint(info, 1), min_complete, flags,
                         bounded ? &arg : nullptr, bounded ? sizeof(arg) : 0);

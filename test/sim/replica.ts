@@ -335,6 +335,7 @@ export class SimReplica {
     };
     return {
       memory,
+      clock: new Float64Array(1),
       sink: null,
       ...{ accept: refuse, receive: refuse, receivePayload: refuse, send: refuse, sendMessage: refuse },
       ...{ shutdown: refuse, close: refuse, read: refuse, fallocate: refuse, checksumBlocks: refuse },

@@ -73,6 +73,7 @@ const SECTOR_BYTES = 512;
 
 export class SimulatedIo implements NodeIo {
   readonly memory: NodeMemory;
+  readonly clock = new Float64Array(1);
   sink: CompletionSink | null = null;
   readonly files = new Map<number, Buffer>();
   readonly sockets = new Map<number, SimulatedSocket>();

@@ -261,6 +261,7 @@ export class Lifecycle implements GreeterHost, SessionsHost {
   begin(connection: Connection): void {
     connection.readOnly = !connection.session!.mayWrite;
     connection.phase = TRANSMISSION;
+    this.#parts.receiver.prepare(connection);
     this.#parts.transmitter.prepare(connection);
     this.#connections.enlarge(connection);
     this.#connections.touch(connection);

@@ -40,6 +40,8 @@ export interface CompletionSink {
 
 export interface NodeIo {
   readonly memory: NodeMemory;
+  /** Element 0: monotonic microseconds, as of the last batch of completions. */
+  readonly clock: Float64Array;
   /** Who gets the completions; set once, before the first call. */
   sink: CompletionSink | null;
 

@@ -14,6 +14,7 @@ import { PART_BYTES_MAX, spanOf, withinBlock } from './block-math.ts';
 import { encodeBlockStatus, STATUS_BLOCK_BYTES } from './block-status.ts';
 import { type Connection, DRAINING, TRANSMISSION } from './connection.ts';
 import type { Engine } from './engine.ts';
+import type { Gathering } from './gathering.ts';
 import { Incoming } from './incoming.ts';
 import type { NodeIo } from './node-io.ts';
 import { mergesZeroes } from './partial-blocks.ts';
@@ -42,6 +43,7 @@ export class Receiver {
   readonly #memory: RequestMemory;
   readonly #admission: Admission;
   readonly #engine: Engine;
+  readonly #gathering: Gathering;
   readonly #io: NodeIo;
   readonly #view: DataView;
   readonly #bytes: Uint8Array;
@@ -54,6 +56,7 @@ export class Receiver {
     memory: RequestMemory;
     admission: Admission;
     engine: Engine;
+    gathering: Gathering;
     io: NodeIo;
     host: ReceiverHost;
     stats: Float64Array;
@@ -62,11 +65,17 @@ export class Receiver {
     this.#memory = parts.memory;
     this.#admission = parts.admission;
     this.#engine = parts.engine;
+    this.#gathering = parts.gathering;
     this.#io = parts.io;
     this.#view = parts.io.memory.view;
     this.#bytes = parts.io.memory.bytes;
     this.#host = parts.host;
     this.#stats = parts.stats;
+  }
+
+  /** Once, when the connection's transmission phase begins. */
+  prepare(connection: Connection): void {
+    this.#gathering.begin(connection.index);
   }
 
   /** Takes what can be taken and asks the socket for more. Call when bytes came, or room came back. */
@@ -126,7 +135,7 @@ export class Receiver {
     if (connection.drainBytes > 0 && !this.#drain(connection)) return false;
     if (connection.bulkSlot !== NO_SLOT) return this.#receivePart(connection);
     if (connection.rxTail - connection.rxHead < Incoming.headerBytes(connection.replyMode)) {
-      this.receiveMore(connection);
+      if (this.#gathering.mayReceive(connection.index)) this.receiveMore(connection);
       return false;
     }
     if (connection.serialSlot !== NO_SLOT) return false;
@@ -280,6 +289,7 @@ export class Receiver {
     if (slot === NO_SLOT) return NO_SLOT;
     request.copyTo(this.#slots, slot);
     connection.rxHead += request.headerBytes;
+    this.#gathering.count(connection.index);
     return slot;
   }
 

@@ -31,6 +31,7 @@ const BUFFER_INDEX = 0;
 
 export class RingIo implements NodeIo, CompletionHandler {
   readonly memory: Region;
+  readonly clock: Float64Array;
   sink: CompletionSink | null = null;
   readonly #ring: Ring;
   readonly #handler: number;
@@ -44,6 +45,7 @@ export class RingIo implements NodeIo, CompletionHandler {
   constructor(ring: Ring, memory: Region) {
     this.#ring = ring;
     this.memory = memory;
+    this.clock = ring.clock;
     this.#handler = ring.addHandler(this);
     let registered = false;
     try {

@@ -30,6 +30,7 @@ import { ConnectionTable } from './connection-table.ts';
 import { Copier } from './copier.ts';
 import { EIO } from './disk-errors.ts';
 import { Engine } from './engine.ts';
+import { Gathering } from './gathering.ts';
 import type { Incoming } from './incoming.ts';
 import { Lifecycle } from './lifecycle.ts';
 import { type NodeIo, OP_ACCEPT, OP_DISK, OP_RECEIVE, OP_RECEIVE_PAYLOAD, OP_SEND } from './node-io.ts';
@@ -56,6 +57,7 @@ export class NodeServer {
   readonly #connections: ConnectionTable;
   readonly #volumes: VolumeTable;
   readonly #engine: Engine;
+  readonly #gathering: Gathering;
   readonly #receiver: Receiver;
   readonly #transmitter: Transmitter;
   readonly #committer: RegionCommitter;
@@ -66,6 +68,11 @@ export class NodeServer {
   readonly #lifecycle: Lifecycle;
   #stopped = false;
   #checksumReported = false;
+  readonly #resume = (index: number): void => {
+    const connection = this.#connections.find(index);
+    // Another one by now, perhaps: it loses nothing by being served.
+    if (connection !== null) this.#connections.touch(connection);
+  };
   readonly #serveWaiting = (connection: Connection): void => {
     this.#receiver.serve(connection);
     this.#connections.touch(connection);
@@ -88,7 +95,8 @@ export class NodeServer {
     const admission = new Admission(memory, stats);
     const volumes = new VolumeTable(io, slots);
     const engine = new Engine({ slots, memory, io, host: this, stats });
-    const receiver = new Receiver({ slots, memory, admission, engine, io, host: this, stats });
+    const gathering = new Gathering(io, settings.connectionsMax);
+    const receiver = new Receiver({ slots, memory, admission, engine, gathering, io, host: this, stats });
     const transmitter = new Transmitter({ slots, memory, engine, io, host: this, stats });
     const committer = new RegionCommitter(io, pool, this);
     const cleaner = new Cleaner(io, committer, this);
@@ -113,6 +121,7 @@ export class NodeServer {
     this.#connections = connections;
     this.#volumes = volumes;
     this.#engine = engine;
+    this.#gathering = gathering;
     this.#receiver = receiver;
     this.#transmitter = transmitter;
     this.#committer = committer;
@@ -181,6 +190,7 @@ export class NodeServer {
   /** After each batch of completions: parses, sends, closes. */
   onBatchEnd(): void {
     this.#engine.settleBatch();
+    this.#gathering.release(this.#resume);
     this.#serveTouched();
     if (this.#admission.someoneWaits) {
       this.#admission.serveWaiting(this.#serveWaiting);
@@ -190,6 +200,11 @@ export class NodeServer {
     this.#stats[Stat.poolFreeBytes] = this.#memory.freeBytes;
     this.#commands.onBatchEnd();
     if (this.#lifecycle.stopping) this.#stopIfDone();
+  }
+
+  /** The longest that the worker may wait for completions, in microseconds; -1: without bound. */
+  get waitUsMax(): number {
+    return this.#gathering.leftUs;
   }
 
   onTick(nowMs: number): void {

@@ -10,7 +10,7 @@ import { NodeServer } from './server.ts';
 
 const HEAP_SAMPLE_MS = 1000;
 
-const { loop, data } = openWorkerLoop({ entries: 1024 });
+const { loop, data } = openWorkerLoop({ entries: 1024, clock: true });
 const settings = data as WorkerSettings;
 const memoryBytes = settings.poolBytes + connectionPoolBytes(settings.connectionsMax);
 const io = new RingIo(loop.ring, allocateRegion(memoryBytes));
@@ -27,6 +27,7 @@ loop.run({
     server.onBatchEnd();
     stats[Stat.enters] = loop.ring.enterCount;
   },
+  waitUsMax: () => server.waitUsMax,
   onTick: (nowMs) => {
     server.onTick(nowMs);
     if (nowMs - heapSampledMs < HEAP_SAMPLE_MS) return;
