@@ -37,7 +37,36 @@ const NODE = {
   version: '0.1.0',
 };
 
+const SNAPSHOT = {
+  name: 'monday',
+  state: 'ready',
+  sizeBytes: 2 ** 30,
+  replicas: [{ node: 'node-1', uri: 'nbd://127.0.0.1:10809/vol-0123456789ab%40monday' }],
+  missing: ['node-2'],
+  createdAt: '2030-01-01T00:00:00.000Z',
+};
+const REBUILT = {
+  ...VOLUME,
+  replicas: [
+    VOLUME.replicas[0],
+    {
+      ...{ node: 'node-3', state: 'rebuilding', uri: 'nbd://127.0.0.1:10811/x', replaces: 'node-2' },
+      rebuild: { copiedBytes: 2 ** 20, totalBytes: 3 * 2 ** 20 },
+    },
+  ],
+};
+
 const answers: Record<string, unknown> = {
+  'POST /v1/volumes': VOLUME,
+  'POST /v1/volumes/vol-0123456789ab/replicas/node-2/promote': VOLUME,
+  'POST /v1/volumes/vol-0123456789ab/snapshots': SNAPSHOT,
+  'GET /v1/volumes/vol-0123456789ab/snapshots': [SNAPSHOT],
+  'DELETE /v1/volumes/vol-0123456789ab/snapshots/monday': '',
+  'DELETE /v1/volumes/vol-0123456789ab?snapshots=delete': '',
+  'GET /v1/volumes/vol-ffffffffffff': REBUILT,
+  'POST /v1/nodes/node-1/drain': { ...NODE, draining: true, replicas: 2 },
+  'POST /v1/nodes/node-2/drain': { ...NODE, id: 'node-2', draining: true, replicas: 0 },
+  'DELETE /v1/nodes/node-1/drain': { ...NODE, draining: false, replicas: 2 },
   'GET /v1/volumes': [VOLUME],
   'GET /v1/volumes?name=data': [VOLUME],
   'GET /v1/volumes?name=absent': [],
@@ -46,7 +75,7 @@ const answers: Record<string, unknown> = {
   'POST /v1/attachments': { ...ATTACHMENT, io: 'waiting' },
   'PATCH /v1/volumes/vol-0123456789ab': { ...VOLUME, sizeBytes: 2 ** 31 },
   'DELETE /v1/attachments/att-0123456789ab?force=true': '',
-  'GET /v1/nodes': [NODE],
+  'GET /v1/nodes': [{ ...NODE, draining: false }],
 };
 
 let server: Server;
@@ -104,6 +133,9 @@ test('a wrong command line is exit code 2, says why on stderr and asks no one', 
     [['volume', 'attach', 'data', '--block-size', '1024'], /512, 4096/],
     [['volume', 'attach', 'data', '--io-timeout', '5s'], /--io-timeout/],
     [['volume', 'resize', 'data'], /--size/],
+    [['volume', 'promote', 'data', 'node-2'], /--accept-loss/],
+    [['volume', 'clone', 'data', 'monday', 'copy', '--size', '1GB'], /write 1GiB/],
+    [['node', 'drain', 'node-1', '--undo', '--wait'], /nothing to wait for/],
     [['--rest', 'nowhere', 'volume', 'list'], /not a REST address/],
     [['--json', 'node', '--id', 'x'], /no option before "node"/],
     [['up', '--nodes', '0'], /--nodes/],
@@ -165,6 +197,51 @@ test('attach asks for what was asked for, and for nothing else', async () => {
     ...{ blockSizeBytes: 4096, readOnly: true, ioTimeoutMs: 5000 },
   });
   assert.match(stdout, /^I\/O +waiting$/m);
+});
+
+test('show says how far a rebuild is, and whose place the replica takes', async () => {
+  const { stdout } = await run('volume', 'show', 'vol-ffffffffffff');
+  assert.match(stdout, /^replica +node-3 rebuilding 33% \(1 MiB of 3 MiB\) \(instead of node-2\) nbd:/m);
+});
+
+test('attach by force says so', async () => {
+  await run('volume', 'attach', VOLUME.id, '--force');
+  assert.deepEqual(JSON.parse(bodies.at(-1)!), { volume: VOLUME.id, datapath: 'auto', force: true });
+});
+
+test('promote accepts the loss in so many words', async () => {
+  const { exitCode } = await run('volume', 'promote', 'data', 'node-2', '--accept-loss');
+  assert.equal(exitCode, ExitCode.OK);
+  assert.equal(requests.at(-1), 'POST /v1/volumes/vol-0123456789ab/replicas/node-2/promote');
+  assert.deepEqual(JSON.parse(bodies.at(-1)!), { acceptLoss: true });
+});
+
+test('a snapshot is taken, listed, cloned and deleted', async () => {
+  const taken = await run('volume', 'snapshot', 'data', 'monday');
+  assert.match(taken.stdout, /^replica +node-1 nbd:/m);
+  assert.match(taken.stdout, /^missing +node-2 was not in sync$/m);
+  assert.deepEqual(JSON.parse(bodies.at(-1)!), { name: 'monday' });
+  const table = await run('volume', 'snapshots', 'data');
+  assert.match(table.stdout, /^monday +ready +1 GiB +node-1 +node-2 +2030-01-01T00:00:00.000Z$/m);
+  await run('volume', 'clone', 'data', 'monday', 'copy', '--size', '2GiB', '--replicas', '1');
+  assert.equal(requests.at(-1), 'POST /v1/volumes');
+  assert.deepEqual(JSON.parse(bodies.at(-1)!), {
+    ...{ name: 'copy', sizeBytes: 2 ** 31, replicas: 1 },
+    source: { volume: VOLUME.id, snapshot: 'monday' },
+  });
+  const gone = await run('volume', 'snapshot', 'data', 'monday', '--delete', '--json');
+  assert.deepEqual(JSON.parse(gone.stdout), { volume: VOLUME.id, deleted: 'monday' });
+  assert.equal((await run('volume', 'delete', 'data', '--snapshots')).exitCode, ExitCode.OK);
+});
+
+test('node drain says what is left, and waits when asked to', async () => {
+  assert.equal((await run('node', 'drain', 'node-1')).stdout, 'node-1 is draining, 2 replicas left\n');
+  assert.equal((await run('node', 'drain', 'node-2', '--wait')).stdout, 'node-2 is empty\n');
+  assert.equal((await run('node', 'drain', 'node-1', '--undo')).stdout, 'node-1 keeps its replicas\n');
+  // The list says that nobody drains it any more.
+  const waited = await run('node', 'drain', 'node-1', '--wait');
+  assert.match(waited.stderr, /2 replicas left/);
+  assert.equal(processRequest(['node', 'drain', 'node-1']), null);
 });
 
 test('resize sends the new size and shows the volume', async () => {

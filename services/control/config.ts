@@ -1,12 +1,14 @@
 /** The control plane's configuration: arguments first, then the environment, then defaults. */
 import { parseArgs } from 'node:util';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
+import { DEFAULT_POLICY, type Policy } from './domain/context.ts';
 
 export interface ControlConfig {
   readonly host: string;
   readonly restPort: number;
   readonly grpcPort: number;
   readonly dataDir: string;
+  readonly policy: Policy;
   /** Print one JSON line on stdout when ready. */
   readonly json: boolean;
 }
@@ -16,6 +18,9 @@ const DEFAULTS = {
   'rest-port': '7400',
   'grpc-port': '7401',
   'data-dir': '/var/lib/blockwire/control',
+  'rebuilds-per-node': String(DEFAULT_POLICY.rebuildsPerNodeMax),
+  'rebuild-rate': String(DEFAULT_POLICY.rebuildBytesPerSecond),
+  'replace-after': `${DEFAULT_POLICY.replaceAfterMs / 1000}s`,
 } as const;
 
 /** Throws BW_INVALID_ARGUMENT for an option that does not exist or has no valid value. */
@@ -44,8 +49,45 @@ export function readConfig(
     restPort: port('rest-port'),
     grpcPort: port('grpc-port'),
     dataDir: option('data-dir'),
+    policy: {
+      rebuildsPerNodeMax: parseCount('rebuilds-per-node', option('rebuilds-per-node')),
+      rebuildBytesPerSecond: parseBytes('rebuild-rate', option('rebuild-rate')),
+      replaceAfterMs: parseDuration('replace-after', option('replace-after')) || Number.POSITIVE_INFINITY,
+    },
     json: values.json ?? false,
   };
+}
+
+function parseCount(name: string, text: string): number {
+  const value = Number(text);
+  if (/^[0-9]{1,4}$/.test(text) && value > 0) return value;
+  throw invalid(name, 'a whole number from 1 on', text);
+}
+
+const BYTE_UNITS: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 };
+
+/** `200MiB`, `1G` or plain bytes. */
+function parseBytes(name: string, text: string): number {
+  const [, digits, unit = ''] = /^([0-9]{1,15})(?:([KMG])(?:iB)?)?$/.exec(text) ?? [];
+  const value = Number(digits) * BYTE_UNITS[unit]!;
+  if (digits !== undefined && Number.isSafeInteger(value)) return value;
+  throw invalid(name, 'bytes, or a size such as 200MiB', text);
+}
+
+const TIME_UNITS_MS: Readonly<Record<string, number>> = {
+  ...{ ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 },
+};
+
+/** `30s`, `10m`, `12h`, `7d` or `0`; milliseconds. */
+function parseDuration(name: string, text: string): number {
+  if (text === '0') return 0;
+  const [, digits, unit = ''] = /^([0-9]{1,9})(ms|s|m|h|d)$/.exec(text) ?? [];
+  if (digits !== undefined) return Number(digits) * TIME_UNITS_MS[unit]!;
+  throw invalid(name, 'a time such as 30s, 10m, 12h or 7d, or 0', text);
+}
+
+function invalid(name: string, rule: string, text: string): BlockwireError {
+  return new BlockwireError('BW_INVALID_ARGUMENT', `--${name} must be ${rule}, not ${text}`);
 }
 
 function parse(args: readonly string[]) {
@@ -58,6 +100,9 @@ function parse(args: readonly string[]) {
         'rest-port': text,
         'grpc-port': text,
         'data-dir': text,
+        'rebuilds-per-node': text,
+        'rebuild-rate': text,
+        'replace-after': text,
         json: { type: 'boolean' },
       },
     }).values;

@@ -2,6 +2,7 @@
  * The control plane process.
  *
  *     node services/control/main.ts --data-dir DIR [--host H] [--rest-port P] [--grpc-port P] [--json]
+ *       [--rebuilds-per-node N] [--rebuild-rate SIZE] [--replace-after TIME]
  *
  * Each option can come from the environment too, as BLOCKWIRE_CONTROL_DATA_DIR and so on. With --json it
  * prints one line when it is ready: {"rest": "http://host:port", "grpc": "host:port"}.
@@ -23,8 +24,8 @@ async function main(): Promise<void> {
   try {
     const config = readConfig(process.argv.slice(2), process.env);
     const store = openStore(config);
-    const { host, restPort, grpcPort } = config;
-    const { rest, grpc } = await startControl({ host, restPort, grpcPort, store, log, lifecycle });
+    const { host, restPort, grpcPort, policy } = config;
+    const { rest, grpc } = await startControl({ host, restPort, grpcPort, store, log, lifecycle, policy });
     log.info({ rest, grpc, dataDir: config.dataDir }, 'ready');
     if (config.json) process.stdout.write(`${JSON.stringify({ rest, grpc })}\n`);
   } catch (thrown) {

@@ -8,7 +8,7 @@ import { type Context, globalOptions, restClient } from './context.ts';
 
 const nodeColumns: readonly Column<StorageNode>[] = [
   { header: 'ID', value: ({ id }) => id },
-  { header: 'STATE', value: ({ state }) => state },
+  { header: 'STATE', value: ({ state, draining }) => (draining ? `${state} (draining)` : state) },
   { header: 'NBD', value: ({ nbd }) => nbd },
   { header: 'ZONE', value: ({ zone }) => zone ?? '' },
   { header: 'CAPACITY', value: ({ capacityBytes }) => formatSize(capacityBytes), align: 'right' },

@@ -3,6 +3,7 @@ import type { Command } from 'commander';
 import { usageError } from '../errors.ts';
 import type { Role } from '../processes.ts';
 import type { Context } from './context.ts';
+import { addNodeDrain } from './drain.ts';
 import { addAgentList, addNodeList } from './lists.ts';
 
 const PROCESS_OPTIONS: Readonly<Record<Role, string>> = {
@@ -10,6 +11,9 @@ const PROCESS_OPTIONS: Readonly<Record<Role, string>> = {
   --host ADDRESS     address to listen on
   --rest-port PORT   REST (default 7400)
   --grpc-port PORT   gRPC for nodes and agents (default 7401)
+  --rebuilds-per-node N    rebuilds that a node takes part in at once (default 2)
+  --rebuild-rate SIZE      bytes a second of one rebuild, such as 200MiB (default), 0: no bound
+  --replace-after TIME     a node away for so long is not waited for, such as 10m (default), 0: it always is
   --json             one JSON line on stdout when ready`,
   node: `  --id ID                  name of the node, such as node-1
   --data-dir DIR           replicas
@@ -47,6 +51,7 @@ export function addProcessCommands(program: Command, context: Context): void {
   describe('control', 'run a control plane in the foreground');
   const node = describe('node', 'run a storage node in the foreground');
   addNodeList(node, context);
+  addNodeDrain(node, context);
   node
     .command('check')
     .description('check the replicas in a data directory, and repair what the data can tell')

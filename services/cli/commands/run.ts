@@ -7,7 +7,7 @@ import { CommandError } from '../errors.ts';
 import { isRole, type Program, programPath } from '../processes.ts';
 
 /**
- * The role and its arguments, when the command line asks for a process. A first argument `list`, `--help` or
+ * The role and its arguments, when the command line asks for a process. A first argument `list`, `drain`, `--help` or
  * `-h` does not. Everything else belongs to the process and is not looked at here.
  */
 export function processRequest(argv: readonly string[]): { role: Program; args: readonly string[] } | null {
@@ -16,7 +16,7 @@ export function processRequest(argv: readonly string[]): { role: Program; args: 
   if (role === 'agent' && args[0] === 'handover') return { role, args: ['--handover', ...args.slice(1)] };
   if (role === 'agent' && args[0] === 'orphans') return { role: 'orphans', args: args.slice(1) };
   if (role === 'node' && args[0] === 'check') return { role: 'nodeCheck', args: args.slice(1) };
-  return ['list', '--help', '-h'].includes(args[0] ?? '') ? null : { role, args };
+  return ['list', 'drain', '--help', '-h'].includes(args[0] ?? '') ? null : { role, args };
 }
 
 /**

@@ -1,24 +1,28 @@
-/** `blockwire volume …`: create, list, show, attach, detach, resize, delete. */
+/** `blockwire volume …`: create, list, show, attach, detach, resize, promote, delete; snapshot.ts has the rest. */
 import { type Command, Option } from 'commander';
 import { CommandError, usageError } from '../errors.ts';
 import { writeAnswer } from '../output.ts';
 import type { CreateAttachment } from '../rest/client.ts';
-import type { Attachment, Volume } from '../rest/schema.ts';
-import { formatSize, parseSize } from '../size.ts';
-import { type Column, formatProperties, formatTable } from '../table.ts';
+import { parseSize } from '../size.ts';
+import { formatProperties, formatTable } from '../table.ts';
 import { type Context, globalOptions, restClient } from './context.ts';
+import { parseCount } from './count.ts';
+import { addSnapshotCommands } from './snapshot.ts';
+import { attachmentProperties, volumeColumns, volumeText } from './volume-text.ts';
 
 export function addVolumeCommands(program: Command, context: Context): void {
   const volume = program
     .command('volume')
-    .description('create, list, show, attach, detach, resize and delete volumes');
+    .description('create, list, show, attach, detach, resize, snapshot, clone and delete volumes');
   addCreate(volume, context);
   addList(volume, context);
   addShow(volume, context);
   addAttach(volume, context);
   addDetach(volume, context);
   addResize(volume, context);
+  addPromote(volume, context);
   addDelete(volume, context);
+  addSnapshotCommands(volume, context);
 }
 
 function addCreate(volume: Command, { output }: Context): void {
@@ -42,7 +46,7 @@ function addList(volume: Command, { output }: Context): void {
     .description('list all volumes')
     .action(async (_options: unknown, command: Command) => {
       const answer = await restClient(command).listVolumes();
-      writeAnswer(output, globalOptions(command).json, answer, () => formatTable(columns, answer));
+      writeAnswer(output, globalOptions(command).json, answer, () => formatTable(volumeColumns, answer));
     });
 }
 
@@ -76,6 +80,7 @@ function addAttach(volume: Command, { output }: Context): void {
     .addOption(new Option('--block-size <bytes>', 'logical block').choices(['512', '4096']))
     .option('--read-only', 'the device refuses writes')
     .option('--io-timeout <ms>', 'I/O fails when no in-sync replica answers for so long (default: it waits)')
+    .option('--force', 'take it from the agent that has it; that one is kept out from then on')
     .action(async (ref: string, options: AttachOptions, command: Command) => {
       const asked = attachBody(options);
       const client = restClient(command);
@@ -122,15 +127,38 @@ function addResize(volume: Command, { output }: Context): void {
     });
 }
 
+function addPromote(volume: Command, { output }: Context): void {
+  volume
+    .command('promote')
+    .description(
+      'when every replica in sync is gone for good: let a stale one count, and give up what it lacks',
+    )
+    .argument('<volume>', 'id or name')
+    .argument('<node>', 'the node with the stale replica')
+    .option('--accept-loss', 'what was written since it went stale is lost', false)
+    .action(async (ref: string, node: string, options: { acceptLoss: boolean }, command: Command) => {
+      if (!options.acceptLoss) {
+        throw usageError(
+          'what was written since the replica went stale would be lost; say so with --accept-loss',
+        );
+      }
+      const client = restClient(command);
+      const { id } = await client.findVolume(ref);
+      const promoted = await client.promoteReplica(id, node);
+      writeAnswer(output, globalOptions(command).json, promoted, () => volumeText(promoted, []));
+    });
+}
+
 function addDelete(volume: Command, { output }: Context): void {
   volume
     .command('delete')
     .description('delete a volume and its data')
     .argument('<volume>', 'id or name')
-    .action(async (ref: string, _options: unknown, command: Command) => {
+    .option('--snapshots', 'its snapshots too; by default a volume with snapshots stays', false)
+    .action(async (ref: string, options: { snapshots: boolean }, command: Command) => {
       const client = restClient(command);
       const { id } = await client.findVolume(ref);
-      await client.deleteVolume(id);
+      await client.deleteVolume(id, options);
       writeAnswer(output, globalOptions(command).json, { deleted: id }, () => `deleted ${ref} (${id})\n`);
     });
 }
@@ -143,11 +171,12 @@ interface AttachOptions {
   readonly blockSize?: string;
   readonly readOnly?: boolean;
   readonly ioTimeout?: string;
+  readonly force?: boolean;
 }
 
 /** What was asked for; the rest is the agent's choice. */
 function attachBody(options: AttachOptions): Omit<CreateAttachment, 'volume'> {
-  const { agent, datapath, queues, queueDepth, blockSize, readOnly, ioTimeout } = options;
+  const { agent, datapath, queues, queueDepth, blockSize, readOnly, ioTimeout, force } = options;
   return {
     datapath,
     ...(agent === undefined ? {} : { agent }),
@@ -155,6 +184,7 @@ function attachBody(options: AttachOptions): Omit<CreateAttachment, 'volume'> {
     ...(queueDepth === undefined ? {} : { queueDepth: parseCount(queueDepth, '--queue-depth') }),
     ...(blockSize === undefined ? {} : { blockSizeBytes: Number(blockSize) }),
     ...(readOnly === undefined ? {} : { readOnly }),
+    ...(force === undefined ? {} : { force }),
     ...(ioTimeout === undefined ? {} : { ioTimeoutMs: parseMilliseconds(ioTimeout, '--io-timeout') }),
   };
 }
@@ -162,53 +192,4 @@ function attachBody(options: AttachOptions): Omit<CreateAttachment, 'volume'> {
 function parseMilliseconds(text: string, option: string): number {
   if (!/^\d{1,8}$/.test(text)) throw usageError(`${option} takes milliseconds, not "${text}"`);
   return Number(text);
-}
-
-function parseCount(text: string, option: string): number {
-  if (!/^[1-9]\d{0,3}$/.test(text))
-    throw usageError(`${option} takes a whole number from 1 on, not "${text}"`);
-  return Number(text);
-}
-
-const columns: readonly Column<Volume>[] = [
-  { header: 'NAME', value: ({ name }) => name },
-  { header: 'ID', value: ({ id }) => id },
-  { header: 'SIZE', value: ({ sizeBytes }) => formatSize(sizeBytes), align: 'right' },
-  { header: 'STATE', value: stateText },
-  { header: 'REPLICAS', value: replicasText },
-];
-
-function stateText(volume: Volume): string {
-  return volume.degraded === true ? `${volume.state} (degraded)` : volume.state;
-}
-
-function replicasText({ replicas }: Volume): string {
-  return replicas.map(({ node, state }) => (state === 'inSync' ? node : `${node} (${state})`)).join(', ');
-}
-
-function volumeText(volume: Volume, attachments: readonly Attachment[]): string {
-  const properties: [string, string][] = [
-    ['id', volume.id],
-    ['name', volume.name],
-    ['size', formatSize(volume.sizeBytes)],
-    ['state', stateText(volume)],
-  ];
-  for (const { node, state, uri } of volume.replicas) properties.push(['replica', `${node} ${state} ${uri}`]);
-  for (const { agent, device, datapath, state, io } of attachments) {
-    const trouble = io === undefined || io === 'ok' || io === 'unknown' ? '' : `I/O ${io}`;
-    properties.push(['attached', [agent, device, datapath, state, trouble].filter(Boolean).join(' ')]);
-  }
-  return formatProperties(properties);
-}
-
-function attachmentProperties(attachment: Attachment): [string, string][] {
-  return [
-    ['id', attachment.id],
-    ['volume', attachment.volume],
-    ['agent', attachment.agent],
-    ['device', attachment.device ?? ''],
-    ['datapath', attachment.datapath ?? ''],
-    ['state', attachment.state],
-    ['I/O', attachment.io ?? 'unknown'],
-  ];
 }

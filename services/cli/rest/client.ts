@@ -7,7 +7,9 @@ import {
   AgentList,
   Attachment,
   AttachmentList,
-  type StorageNode,
+  Snapshot,
+  SnapshotList,
+  StorageNode,
   StorageNodeList,
   Volume,
   VolumeList,
@@ -19,8 +21,11 @@ const VOLUME_ID = /^vol-[0-9a-f]{12}$/;
 
 export interface CreateVolume {
   readonly name: string;
-  readonly sizeBytes: number;
-  readonly replicas: number;
+  /** Only a clone may leave these out. */
+  readonly sizeBytes?: number;
+  readonly replicas?: number;
+  /** The snapshot to begin with: id of its volume, and its name. */
+  readonly source?: { readonly volume: string; readonly snapshot: string };
 }
 
 export interface CreateAttachment {
@@ -33,6 +38,7 @@ export interface CreateAttachment {
   readonly blockSizeBytes?: number;
   readonly readOnly?: boolean;
   readonly ioTimeoutMs?: number;
+  readonly force?: boolean;
 }
 
 /** All methods throw CommandError: the server's code, or BW_PEER_UNREACHABLE, BW_TIMEOUT, BW_PROTOCOL. */
@@ -73,8 +79,31 @@ export class RestClient {
     return requestJson(this.#base, request, Volume);
   }
 
-  deleteVolume(id: string): Promise<void> {
-    return requestEmpty(this.#base, { method: 'DELETE', path: volumePath(id) });
+  /** Without `snapshots`, BW_VOLUME_HAS_SNAPSHOTS when there are any. */
+  deleteVolume(id: string, options: { snapshots: boolean } = { snapshots: false }): Promise<void> {
+    const path = `${volumePath(id)}${options.snapshots ? '?snapshots=delete' : ''}`;
+    return requestEmpty(this.#base, { method: 'DELETE', path });
+  }
+
+  /** Lets a stale replica count; what it lacks is lost. */
+  promoteReplica(id: string, node: string): Promise<Volume> {
+    const path = `${volumePath(id)}/replicas/${encodeURIComponent(node)}/promote`;
+    return requestJson(this.#base, { method: 'POST', path, body: { acceptLoss: true } }, Volume);
+  }
+
+  createSnapshot(id: string, name: string): Promise<Snapshot> {
+    const path = `${volumePath(id)}/snapshots`;
+    const request = { method: 'POST', path, body: { name }, idempotencyKey: randomUUID() } as const;
+    return requestJson(this.#base, request, Snapshot);
+  }
+
+  listSnapshots(id: string): Promise<Snapshot[]> {
+    return requestJson(this.#base, { method: 'GET', path: `${volumePath(id)}/snapshots` }, SnapshotList);
+  }
+
+  deleteSnapshot(id: string, name: string): Promise<void> {
+    const path = `${volumePath(id)}/snapshots/${encodeURIComponent(name)}`;
+    return requestEmpty(this.#base, { method: 'DELETE', path });
   }
 
   createAttachment(body: CreateAttachment): Promise<Attachment> {
@@ -102,6 +131,16 @@ export class RestClient {
     );
   }
 
+  /** Its replicas move to other nodes. */
+  drainNode(id: string): Promise<StorageNode> {
+    return requestJson(this.#base, { method: 'POST', path: drainPath(id) }, StorageNode);
+  }
+
+  /** The end of a drain. */
+  keepNode(id: string): Promise<StorageNode> {
+    return requestJson(this.#base, { method: 'DELETE', path: drainPath(id) }, StorageNode);
+  }
+
   listAgents(timeoutMs?: number): Promise<Agent[]> {
     return requestJson(this.#base, { method: 'GET', path: '/v1/agents', ...within(timeoutMs) }, AgentList);
   }
@@ -109,6 +148,10 @@ export class RestClient {
 
 function volumePath(id: string): string {
   return `/v1/volumes/${encodeURIComponent(id)}`;
+}
+
+function drainPath(id: string): string {
+  return `/v1/nodes/${encodeURIComponent(id)}/drain`;
 }
 
 function within(timeoutMs: number | undefined): { timeoutMs?: number } {

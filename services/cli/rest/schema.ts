@@ -10,6 +10,15 @@ export const Replica = Type.Object({
   state: Type.String(),
   /** nbd:// address for any NBD client. */
   uri: Type.String(),
+  /** While it is being rebuilt. */
+  rebuild: Type.Optional(
+    Type.Union([
+      Type.Object({ copiedBytes: Type.Integer({ minimum: 0 }), totalBytes: Type.Integer({ minimum: 0 }) }),
+      Type.Null(),
+    ]),
+  ),
+  /** The node whose replica it is to take the place of. */
+  replaces: Type.Optional(Type.Union([Type.String(), Type.Null()])),
 });
 export type Replica = Static<typeof Replica>;
 
@@ -47,6 +56,9 @@ export const StorageNode = Type.Object({
   zone: Type.Optional(Type.String()),
   capacityBytes: Type.Integer({ minimum: 0 }),
   freeBytes: Type.Integer({ minimum: 0 }),
+  draining: Type.Optional(Type.Boolean()),
+  /** Replicas that are there. */
+  replicas: Type.Optional(Type.Integer({ minimum: 0 })),
   version: Type.Optional(Type.String()),
 });
 export type StorageNode = Static<typeof StorageNode>;
@@ -61,6 +73,19 @@ export const Agent = Type.Object({
 });
 export type Agent = Static<typeof Agent>;
 
+export const Snapshot = Type.Object({
+  name: Type.String(),
+  /** creating, ready or deleting. */
+  state: Type.String(),
+  sizeBytes: Type.Integer({ minimum: 0 }),
+  replicas: Type.Array(Type.Object({ node: Type.String(), uri: Type.String() })),
+  /** Nodes with a replica of the volume that lacks the snapshot. */
+  missing: Type.Optional(Type.Array(Type.String())),
+  createdAt: Type.Optional(Type.String()),
+});
+export type Snapshot = Static<typeof Snapshot>;
+
+export const SnapshotList = Type.Array(Snapshot);
 export const VolumeList = Type.Array(Volume);
 export const AttachmentList = Type.Array(Attachment);
 export const StorageNodeList = Type.Array(StorageNode);
