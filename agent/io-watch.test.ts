@@ -45,3 +45,12 @@ test('a replica that answers in time calls the timeout off', () => {
   io.served(true);
   assert.deepEqual([io.state, timers.size], ['ok', 0]);
 });
+
+test('I/O that was given up fails for good, whoever answers', () => {
+  const { io, changes, timers } = watch(3000);
+  io.served(false);
+  io.giveUp();
+  io.served(true);
+  assert.deepEqual([io.state, timers.size], ['failing', 0]);
+  assert.deepEqual(changes, ['ok > waiting']);
+});

@@ -7,9 +7,7 @@
  * - A replica being rebuilt joins when its link is up, in all queues at once: it gets every write that begins from then on,
  *   and no read.
  * - The mirror never decides that a replica is out: it reports the loss, and goes on when the membership says so.
- * - Overlapping writes are never in flight together, so replicas cannot differ in their order. Reads and
- *   writes of the same bytes are not in flight together either: until a write is complete, replicas may hold the old or
- *   the new content, and what a read has shown must not be gone again when another replica answers, or the writer dies.
+ * - Requests that overlap are never in flight together, unless both read (request-order.ts).
  * - A tag is completed exactly once, and only while no link can still touch its buffer: a link reports `linkDown`
  *   after its last operation ended.
  */
@@ -17,6 +15,7 @@
 import type { Agreement } from './agreement.ts';
 import type { SharedRanges } from './ranges.ts';
 import { Operation, type RequestTable } from './request.ts';
+import { type OrderHost, RequestOrder } from './request-order.ts';
 import { WriteFence } from './write-fence.ts';
 
 export const REPLICAS_COUNT_MAX = 8;
@@ -49,18 +48,15 @@ export interface MirrorHost {
 /** Begun by `Mirror.fence`, by a replica that joined, by `Mirror.holdWrites`. */
 export type Fence = 'checkpoint' | 'join' | 'hold';
 
-const Phase = { FREE: 0, ACTIVE: 1, WAITING: 2 } as const;
-
-export class Mirror {
+export class Mirror implements OrderHost {
   readonly #requests: RequestTable;
   readonly #links: readonly ReplicaLink[];
   readonly #host: MirrorHost;
-  /** The writes of the device's other queues; null if there are none. */
-  readonly #ranges: SharedRanges | null;
+  readonly #order: RequestOrder;
   /** What all queues have to see change at once; null if there are no others. */
   readonly #agreement: Agreement | null;
-  /** Per tag: Phase. */
-  readonly #phase: Uint8Array;
+  /** Per tag: 1 while it is in flight. */
+  readonly #inFlight: Uint8Array;
   /** Per tag of a write: replicas whose acknowledgement is missing, a bit each. */
   readonly #awaited: Uint32Array;
   /** Per tag of a read: the replica asked, or NO_REPLICA while none is up. */
@@ -69,20 +65,15 @@ export class Mirror {
   readonly #readFailed: Uint32Array;
   /** Per tag of a write: the error to complete with, 0 for none. */
   readonly #error: Int32Array;
-  /** Requests held back by an overlapping one, and writes while they are held, oldest first. */
-  readonly #waiting: Uint16Array;
   readonly #checkpointFence: WriteFence;
   readonly #joinFence: WriteFence;
   readonly #holdFence: WriteFence;
-  #waitingCount = 0;
   #activeCount = 0;
   #inSync: number;
   /** Being rebuilt: those that get every new write, and those whose link is not up yet. */
   #joined = 0;
   #joining = 0;
   #up = 0;
-  /** Requests that write, started and not completed. */
-  #writeCount = 0;
   /** What was acknowledged may be gone: the next flush says so. */
   #hasLoss = false;
   /** A write has failed: it may be on some replicas. */
@@ -93,19 +84,13 @@ export class Mirror {
   #lost = 0;
   #failing = false;
   #failingUnserved = false;
-  /** No write begins. */
-  #isHolding = false;
-  /** `#releaseWaiting` is under way, and has to look again: a write that it started ended at once. */
-  #releasing = false;
-  #releaseAgain = false;
   /** Replicas on this host, a bit each: asked first. */
   #local = 0;
   /** Reads answered with an error by a replica. */
   readErrorCount = 0;
-  /** Reads moved to another replica, writes sent to the same one again, and writes that waited for an overlapping one. */
+  /** Reads moved to another replica, and writes sent to the same one again. */
   failoverCount = 0;
   retryCount = 0;
-  overlapCount = 0;
 
   /** @param links may grow before a membership names what is new. @param inSync a bit for each index of `links` */
   constructor(options: {
@@ -119,16 +104,16 @@ export class Mirror {
     this.#requests = options.requests;
     this.#links = options.links;
     this.#host = options.host;
-    this.#ranges = options.ranges ?? null;
     this.#agreement = options.agreement ?? null;
     this.#inSync = options.inSync;
-    const { depth } = options.requests;
-    this.#phase = new Uint8Array(depth);
+    const { requests, ranges = null } = options;
+    this.#order = new RequestOrder({ requests, host: this, ranges });
+    this.#inFlight = this.#order.inFlight;
+    const { depth } = requests;
     this.#awaited = new Uint32Array(depth);
     this.#reader = new Uint8Array(depth).fill(NO_REPLICA);
     this.#readFailed = new Uint32Array(depth);
     this.#error = new Int32Array(depth);
-    this.#waiting = new Uint16Array(depth);
     this.#checkpointFence = new WriteFence(depth);
     this.#joinFence = new WriteFence(depth);
     this.#holdFence = new WriteFence(depth);
@@ -137,6 +122,11 @@ export class Mirror {
   /** Requests that were started and not completed. */
   get activeCount(): number {
     return this.#activeCount;
+  }
+
+  /** Writes that waited for an overlapping request. */
+  get overlapCount(): number {
+    return this.#order.overlapCount;
   }
 
   /** Replicas that are in sync and connected, a bit each. */
@@ -167,27 +157,19 @@ export class Mirror {
   /** Takes on the request in row `tag`. */
   start(tag: number): void {
     this.#activeCount++;
-    const isRead = this.#requests.operation[tag] === Operation.READ;
-    if (!isRead) this.#writeCount++;
-    if (this.#failing) {
-      this.#finish(tag, -EIO);
-    } else if (isRead) {
-      const waits = this.#writeCount > 0 && this.#overlapsEarlier(tag, this.#waitingCount);
-      if (waits || !this.#claimed(tag)) this.#wait(tag);
-      else this.#startRead(tag);
-    } else if (this.#isHolding) {
-      this.#wait(tag);
-    } else if (this.#overlapsEarlier(tag, this.#waitingCount) || !this.#claimed(tag)) {
-      this.overlapCount++;
-      this.#wait(tag);
-    } else {
-      this.#write(tag);
-    }
+    this.#order.take(tag);
+  }
+
+  /** Nothing holds the request back any more. */
+  begin(tag: number): void {
+    if (this.#failing) this.#finish(tag, -EIO);
+    else if (this.#requests.operation[tag] === Operation.READ) this.#startRead(tag);
+    else this.#write(tag);
   }
 
   /** Another queue's request ended for which one of this queue may have waited. */
   retryWaiting(): void {
-    if (this.#waitingCount > 0) this.#releaseWaiting();
+    this.#order.release();
   }
 
   /** A replica answered. @param error an NBD error, 0 for success */
@@ -220,8 +202,8 @@ export class Mirror {
     this.#up &= ~bit;
     if ((this.#leaving & bit) === 0) this.#loseOrWait(replica, reason);
     this.#leaving &= ~bit;
-    for (let tag = 0; tag < this.#phase.length; tag++) {
-      if (this.#phase[tag] === Phase.ACTIVE && this.#reader[tag] === replica) {
+    for (let tag = 0; tag < this.#inFlight.length; tag++) {
+      if (this.#inFlight[tag] === 1 && this.#reader[tag] === replica) {
         this.failoverCount++;
         this.#read(tag);
       }
@@ -278,18 +260,12 @@ export class Mirror {
 
   /** From now on no write begins; `fencePassed` follows when none is in flight. Reads go on. */
   holdWrites(): void {
-    this.#isHolding = true;
-    // Reads of other queues do not wait for what is held.
-    for (let i = 0; i < this.#waitingCount; i++) {
-      const tag = this.#waiting[i]!;
-      if (this.#requests.operation[tag] !== Operation.READ) this.#ranges?.release(tag);
-    }
+    this.#order.hold();
     this.#beginFence(this.#holdFence, 'hold');
   }
 
   releaseWrites(): void {
-    this.#isHolding = false;
-    this.retryWaiting();
+    this.#order.unhold();
   }
 
   /**
@@ -298,9 +274,9 @@ export class Mirror {
    */
   noteLoss(): void {
     this.#hasLoss = true;
-    for (let tag = 0; tag < this.#phase.length; tag++) {
+    for (let tag = 0; tag < this.#inFlight.length; tag++) {
       const operation = this.#requests.operation[tag];
-      if (this.#phase[tag] !== Phase.ACTIVE || operation === Operation.READ) continue;
+      if (this.#inFlight[tag] === 0 || operation === Operation.READ) continue;
       this.#awaited[tag] = this.writtenMask;
       if (operation === Operation.FLUSH) this.#error[tag] = -EIO;
     }
@@ -317,8 +293,7 @@ export class Mirror {
     this.#joined = 0;
     this.#joining = 0;
     this.#failUntouched();
-    // Those that wait for another queue's write.
-    this.retryWaiting();
+    this.#order.open();
   }
 
   /** While `on`, what no connected in-sync replica can serve fails instead of waiting. */
@@ -352,13 +327,7 @@ export class Mirror {
     return this.#agreement === null ? -1 : this.#agreement.readable;
   }
 
-  #wait(tag: number): void {
-    this.#phase[tag] = Phase.WAITING;
-    this.#waiting[this.#waitingCount++] = tag;
-  }
-
   #startRead(tag: number): void {
-    this.#phase[tag] = Phase.ACTIVE;
     this.#readFailed[tag] = 0;
     this.#read(tag);
   }
@@ -371,9 +340,8 @@ export class Mirror {
 
   #beginFence(fence: WriteFence, name: Fence): void {
     fence.begin();
-    for (let tag = 0; tag < this.#phase.length; tag++) {
-      if (this.#phase[tag] === Phase.ACTIVE && this.#requests.operation[tag] !== Operation.READ)
-        fence.add(tag);
+    for (let tag = 0; tag < this.#inFlight.length; tag++) {
+      if (this.#inFlight[tag] === 1 && this.#requests.operation[tag] !== Operation.READ) fence.add(tag);
     }
     if (fence.isPassed) this.#host.fencePassed?.(name);
   }
@@ -393,7 +361,6 @@ export class Mirror {
 
   #write(tag: number): void {
     if (this.#joining !== 0) this.joinAgreed();
-    this.#phase[tag] = Phase.ACTIVE;
     this.#error[tag] = 0;
     this.#reader[tag] = NO_REPLICA;
     this.#awaited[tag] = this.writtenMask;
@@ -450,8 +417,8 @@ export class Mirror {
   #resume(replica: number): void {
     const bit = 1 << replica;
     const link = this.#links[replica]!;
-    for (let tag = 0; tag < this.#phase.length; tag++) {
-      if (this.#phase[tag] !== Phase.ACTIVE) continue;
+    for (let tag = 0; tag < this.#inFlight.length; tag++) {
+      if (this.#inFlight[tag] === 0) continue;
       if (this.#requests.operation[tag] === Operation.READ) {
         if (this.#reader[tag] === NO_REPLICA) this.#read(tag);
       } else if ((this.#awaited[tag]! & bit) !== 0) {
@@ -462,8 +429,8 @@ export class Mirror {
   }
 
   #retryParkedReads(): void {
-    for (let tag = 0; tag < this.#phase.length; tag++) {
-      const parked = this.#phase[tag] === Phase.ACTIVE && this.#reader[tag] === NO_REPLICA;
+    for (let tag = 0; tag < this.#inFlight.length; tag++) {
+      const parked = this.#inFlight[tag] === 1 && this.#reader[tag] === NO_REPLICA;
       if (parked && this.#requests.operation[tag] === Operation.READ) this.#read(tag);
     }
   }
@@ -471,8 +438,8 @@ export class Mirror {
   /** Stops waiting for a replica that is out of the membership. */
   #forget(replica: number): void {
     const bit = 1 << replica;
-    for (let tag = 0; tag < this.#phase.length; tag++) {
-      if (this.#phase[tag] !== Phase.ACTIVE || (this.#awaited[tag]! & bit) === 0) continue;
+    for (let tag = 0; tag < this.#inFlight.length; tag++) {
+      if (this.#inFlight[tag] === 0 || (this.#awaited[tag]! & bit) === 0) continue;
       this.#awaited[tag] = this.#awaited[tag]! & ~bit;
       if (this.#awaited[tag] === 0) this.#finishWrite(tag);
     }
@@ -480,9 +447,9 @@ export class Mirror {
   }
 
   #failUntouched(): void {
-    for (let tag = 0; tag < this.#phase.length; tag++) {
+    for (let tag = 0; tag < this.#inFlight.length; tag++) {
       if (
-        this.#phase[tag] === Phase.ACTIVE &&
+        this.#inFlight[tag] === 1 &&
         this.#reader[tag] === NO_REPLICA &&
         (this.#awaited[tag]! & this.#up) === 0
       ) {
@@ -503,81 +470,22 @@ export class Mirror {
   }
 
   #finish(tag: number, result: number): void {
-    this.#phase[tag] = Phase.FREE;
     this.#reader[tag] = NO_REPLICA;
     this.#awaited[tag] = 0;
     this.#activeCount--;
-    this.#ranges?.release(tag);
-    const isRead = this.#requests.operation[tag] === Operation.READ;
-    if (!isRead) {
-      this.#writeCount--;
-      if (result < 0 && this.#requests.operation[tag] !== Operation.FLUSH) this.#isTainted = true;
+    this.#order.end(tag);
+    const operation = this.#requests.operation[tag];
+    if (operation !== Operation.READ) {
+      if (result < 0 && operation !== Operation.FLUSH) this.#isTainted = true;
       this.#passFences(tag);
     }
     this.#host.complete(tag, result);
-    if (this.#waitingCount > 0) this.#releaseWaiting();
+    this.#order.release();
   }
 
   #passFences(tag: number): void {
     if (this.#checkpointFence.ended(tag) && !this.#isTainted) this.#host.fencePassed?.('checkpoint');
     if (this.#joinFence.ended(tag)) this.#host.fencePassed?.('join');
     if (this.#holdFence.ended(tag)) this.#host.fencePassed?.('hold');
-  }
-
-  /** Whether no other queue has something in flight that this request may not be in flight with. A flush goes nowhere. */
-  #claimed(tag: number): boolean {
-    const { operation, offsetBytes, lengthBytes } = this.#requests;
-    if (this.#ranges === null || operation[tag] === Operation.FLUSH) return true;
-    const isWrite = operation[tag] !== Operation.READ;
-    return this.#ranges.claim(tag, offsetBytes[tag]!, lengthBytes[tag]!, isWrite);
-  }
-
-  /** Whether a request may not be in flight with one that is, or with one of the first `waitingCount` that wait. */
-  #overlapsEarlier(tag: number, waitingCount: number): boolean {
-    if (this.#requests.operation[tag] === Operation.FLUSH) return false;
-    for (let other = 0; other < this.#phase.length; other++) {
-      if (other !== tag && this.#phase[other] === Phase.ACTIVE && this.#overlap(tag, other)) return true;
-    }
-    // Held writes may wait for long.
-    if (this.#isHolding && this.#requests.operation[tag] === Operation.READ) return false;
-    for (let i = 0; i < waitingCount; i++) {
-      if (this.#overlap(tag, this.#waiting[i]!)) return true;
-    }
-    return false;
-  }
-
-  #overlap(a: number, b: number): boolean {
-    const { operation, offsetBytes, lengthBytes } = this.#requests;
-    if (operation[b] === Operation.FLUSH) return false;
-    if (operation[a] === Operation.READ && operation[b] === Operation.READ) return false;
-    return (
-      offsetBytes[a]! < offsetBytes[b]! + lengthBytes[b]! &&
-      offsetBytes[b]! < offsetBytes[a]! + lengthBytes[a]!
-    );
-  }
-
-  /** Starts what nothing holds back any more; among overlapping requests, order stays arrival order. */
-  #releaseWaiting(): void {
-    if (this.#releasing) {
-      this.#releaseAgain = true;
-      return;
-    }
-    this.#releasing = true;
-    do {
-      this.#releaseAgain = false;
-      const count = this.#waitingCount;
-      let kept = 0;
-      for (let i = 0; i < count; i++) {
-        const tag = this.#waiting[i]!;
-        const isRead = this.#requests.operation[tag] === Operation.READ;
-        if (this.#overlapsEarlier(tag, kept)) this.#waiting[kept++] = tag;
-        else if (this.#failing) this.#finish(tag, -EIO);
-        else if ((this.#isHolding && !isRead) || !this.#claimed(tag)) this.#waiting[kept++] = tag;
-        else if (isRead) this.#startRead(tag);
-        else this.#write(tag);
-      }
-      this.#waitingCount = kept;
-    } while (this.#releaseAgain);
-    this.#releasing = false;
   }
 }
