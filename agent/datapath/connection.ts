@@ -24,6 +24,7 @@ import { IoringOp, MSG_NOSIGNAL, MSG_WAITALL } from '@blockwire/native/uapi/io-u
 import { ClientHandshake, type ClientHandshakeResult } from '@blockwire/proto/nbd/client-handshake.ts';
 import { NBD_REP_ERR_POLICY, NBD_SIMPLE_REPLY_MAGIC } from '@blockwire/proto/nbd/constants.ts';
 import { replyCookieHigh, replyCookieLow, replyMagic, simpleReplyError } from '@blockwire/proto/nbd/reply.ts';
+import { PeerWatch } from './peer-watch.ts';
 import { MARK_ROWS, type RequestTable } from './request.ts';
 import {
   CHAIN_REQUESTS_MAX,
@@ -34,10 +35,6 @@ import {
 } from './transmit.ts';
 
 const HANDSHAKE_BYTES = 64 * 1024;
-/** The longest that one tick counts: a thread that was kept from running has heard nothing, whoever spoke. */
-const TICK_MS_MAX = 200;
-/** A peer that answers other things may take so long for a request. */
-const REQUEST_MS_MAX = 30_000;
 
 const Op = {
   CONNECT: 0,
@@ -101,15 +98,10 @@ export abstract class Connection implements CompletionHandler {
   #result: ClientHandshakeResult | null = null;
   /** Tells connections of one object apart on the wire: a late reply never matches. */
   #incarnation = 0;
-  /** Completions, answers to requests: counted, and how many there were at the last tick. */
+  readonly #watch: PeerWatch;
+  /** Completions, and answers to requests, so far. */
   #progress = 0;
-  #progressSeen = 0;
   #answers = 0;
-  #answersSeen = 0;
-  #tickMs = 0;
-  /** For how long nothing has moved, and no request was answered. */
-  #silentMs = 0;
-  #waitingMs = 0;
 
   /** @param receiveBytes room for replies */
   constructor(options: ConnectionOptions, receiveBytes: number) {
@@ -122,6 +114,7 @@ export abstract class Connection implements CompletionHandler {
     this.#transmit = options.makeTransmit(options);
     this.receiveRegion = allocateRegion(Math.max(receiveBytes, HANDSHAKE_BYTES));
     this.#sockaddr = allocateRegion(4096);
+    this.#watch = new PeerWatch(options.timeoutMs);
     this.id = this.ring.addHandler(this);
   }
 
@@ -145,9 +138,7 @@ export abstract class Connection implements CompletionHandler {
     this.#exportName = exportName;
     this.#state = 'connecting';
     this.#incarnation = (this.#incarnation + 1) >>> 0;
-    this.#tickMs = nowMs;
-    this.#silentMs = 0;
-    this.#waitingMs = 0;
+    this.#watch.begin(nowMs);
     this.fd = openTcp(family);
     tuneDataSocket(this.fd, this.#options.timeoutMs);
     // From the start: a killed process must not leave unsent data behind that holds request pages.
@@ -184,26 +175,23 @@ export abstract class Connection implements CompletionHandler {
     this.#options.owner.connectionFailed(this, reason, refusal);
   }
 
-  /**
-   * Looks for a peer that went silent; half way there it is asked for a sign of life, so that a slow disk is not taken for
-   * a dead node. @param nowMs monotonic
-   */
+  /** Looks for a peer that went silent. @param nowMs monotonic */
   tick(nowMs: number): void {
-    const elapsedMs = Math.min(nowMs - this.#tickMs, TICK_MS_MAX);
-    this.#tickMs = nowMs;
     if (this.#state === 'down' || this.#state === 'draining') return;
-    const idle = this.#state === 'up' && this.#outstandingCount === 0;
-    const hasMoved = this.#progress !== this.#progressSeen;
-    const hasAnswered = this.#answers !== this.#answersSeen;
-    this.#progressSeen = this.#progress;
-    this.#answersSeen = this.#answers;
-    this.#silentMs = idle || hasMoved ? 0 : this.#silentMs + elapsedMs;
-    this.#waitingMs = idle || hasAnswered ? 0 : this.#waitingMs + elapsedMs;
-    const { timeoutMs, owner } = this.#options;
-    const waitingMsMax = Math.max(timeoutMs, REQUEST_MS_MAX);
-    if (this.#silentMs > timeoutMs) this.fail(`no answer for ${timeoutMs} ms`);
-    else if (this.#waitingMs > waitingMsMax) this.fail(`a request without an answer for ${waitingMsMax} ms`);
-    else if (this.#silentMs > timeoutMs / 2 && this.#state === 'up') owner.connectionSilent(this);
+    const isIdle = this.#state === 'up' && this.#outstandingCount === 0;
+    const { timeoutMs, requestMsMax } = this.#watch;
+    switch (this.#watch.tick(nowMs, isIdle, this.#progress, this.#answers)) {
+      case 'silent':
+        this.fail(`no answer for ${timeoutMs} ms`);
+        break;
+      case 'stuck':
+        this.fail(`a request without an answer for ${requestMsMax} ms`);
+        break;
+      case 'ask':
+        if (this.#state === 'up') this.#options.owner.connectionSilent(this);
+        break;
+      default:
+    }
   }
 
   /** Receives again and sends what is queued. Called once a batch, after the copies of the batch are done. */
