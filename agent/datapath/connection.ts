@@ -99,7 +99,7 @@ export abstract class Connection implements CompletionHandler {
   /** Tells connections of one object apart on the wire: a late reply never matches. */
   #incarnation = 0;
   readonly #watch: PeerWatch;
-  /** Completions, and answers to requests, so far. */
+  /** Receives that brought something, and answers to requests, so far. What was sent is no sign of life. */
   #progress = 0;
   #answers = 0;
 
@@ -225,7 +225,6 @@ export abstract class Connection implements CompletionHandler {
     // What is left to be sent on a connection that is given up stays unsent.
     const wrong = transmit.complete(operation, data, result, flags);
     if (wasBusy && !transmit.busy) this.operationsInFlight--;
-    this.#progress++;
     if (wrong !== null) this.fail(wrong);
   }
 

@@ -16,7 +16,7 @@ export class PeerWatch {
   #tickMs = 0;
   #progress = 0;
   #answers = 0;
-  /** For how long nothing has moved, and no request was answered. */
+  /** For how long nothing has come, and no request was answered. */
   #silentMs = 0;
   #waitingMs = 0;
 
@@ -35,7 +35,7 @@ export class PeerWatch {
 
   /**
    * @param isIdle nothing is expected of the peer
-   * @param progress counts whatever moves on the connection
+   * @param progress counts what came from the peer
    * @param answers counts the requests that were answered
    */
   tick(nowMs: number, isIdle: boolean, progress: number, answers: number): Verdict {

@@ -214,3 +214,28 @@ test('a node with a slow disk that answers marks is waited for, one that says no
     },
     { timeoutMs: 300 },
   ));
+
+test('asking for a sign of life does not lengthen the silence', () =>
+  withNodes(
+    2,
+    async (bench, [node]) => {
+      await bench.pump(() => bench.links.every(({ up }) => up), 'up');
+      const row = bench.marks.mark({ number: 1, epoch: 1 });
+      for (const link of bench.links) link.submitMark(row);
+      await bench.pump(() => bench.links.every(({ inFlightCount }) => inFlightCount === 0), 'marked');
+      node!.answers = () => false;
+      bench.start(0, Operation.WRITE, 0, 4096);
+      await bench.pump(() => node!.told(NBD_CMD_WRITE).length === 1, 'sent');
+      // Time passes with each turn: what is said and done in between does not count.
+      let clockMs = performance.now();
+      const fromMs = clockMs;
+      bench.nowMs = () => {
+        clockMs += 20;
+        return clockMs;
+      };
+      await bench.pump(() => bench.lost.length === 1, 'given up');
+      assert.equal(node!.told(NBD_CMD_BLOCKWIRE_MARK).length, 2);
+      assert.ok(clockMs - fromMs < 1300, `${clockMs - fromMs} ms`);
+    },
+    { timeoutMs: 1000 },
+  ));

@@ -49,6 +49,8 @@ export class LinkBench implements MirrorHost {
   readonly lost: string[] = [];
   readonly links: NbdReplicaLink[];
   readonly mirror: Mirror;
+  /** The links' clock. */
+  nowMs: () => number = () => performance.now();
   /** Told what passes as well. */
   onFence: (fence: Fence) => void = () => {};
   readonly #options: LinkBenchOptions;
@@ -136,8 +138,9 @@ export class LinkBench implements MirrorHost {
     const deadlineMs = performance.now() + 20_000;
     while (!done()) {
       assert.ok(performance.now() < deadlineMs, `timed out: ${what}`);
+      const nowMs = this.nowMs();
       for (const link of this.links) {
-        link.tick(performance.now());
+        link.tick(nowMs);
         link.flush();
       }
       this.ring.enter(1, 5);
