@@ -35,6 +35,9 @@ const Refusal = Type.Object({ code: Type.String(), message: Type.String() });
 type Method = 'GET' | 'POST' | 'PATCH' | 'DELETE';
 
 export interface AttachBody {
+  readonly agent?: string;
+  /** Takes it from who has it. */
+  readonly force?: boolean;
   readonly volume: string;
   readonly datapath?: string;
   readonly queues?: number;
@@ -77,6 +80,26 @@ export class Rest {
     return this.#expect(200, Volume, 'GET', `/v1/volumes/${id}`);
   }
 
+  /** A volume that begins with the content of a snapshot, of its size and on as many nodes. */
+  cloneVolume(body: { name: string; source: { volume: string; snapshot: string } }): Promise<Volume> {
+    return this.#expect(201, Volume, 'POST', '/v1/volumes', body);
+  }
+
+  async createSnapshot(volumeId: string, name: string): Promise<void> {
+    await this.#expect(201, Type.Object({}), 'POST', `/v1/volumes/${volumeId}/snapshots`, { name });
+  }
+
+  /** Lets a stale replica count. */
+  promote(volumeId: string, node: string): Promise<Volume> {
+    const path = `/v1/volumes/${volumeId}/replicas/${node}/promote`;
+    return this.#expect(200, Volume, 'POST', path, { acceptLoss: true });
+  }
+
+  /** Moves a node's replicas to other nodes, or lets it keep them. */
+  async drain(node: string, { end = false } = {}): Promise<void> {
+    await this.#expect(200, Type.Object({}), end ? 'DELETE' : 'POST', `/v1/nodes/${node}/drain`);
+  }
+
   resize(id: string, sizeBytes: number): Promise<Volume> {
     return this.#expect(200, Volume, 'PATCH', `/v1/volumes/${id}`, { sizeBytes });
   }
@@ -93,8 +116,9 @@ export class Rest {
     await this.#expect(204, Type.Null(), 'DELETE', `/v1/attachments/${id}${force ? '?force=true' : ''}`);
   }
 
+  /** With its snapshots. */
   async deleteVolume(id: string): Promise<void> {
-    await this.#expect(204, Type.Null(), 'DELETE', `/v1/volumes/${id}`);
+    await this.#expect(204, Type.Null(), 'DELETE', `/v1/volumes/${id}?snapshots=delete`);
   }
 
   nodes(): Promise<Static<typeof Nodes>> {

@@ -2,14 +2,17 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { pipeline } from 'node:stream/promises';
+import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Machine } from '../vm/machine.ts';
 import { Vm } from '../vm/vm.ts';
 import { Agent, type AgentOptions, type Cluster, metric, UpCluster } from './cluster.ts';
 import { LabCluster, type LabOptions } from './lab.ts';
 import type { Attachment, Rest, Volume } from './rest.ts';
+import { eventually } from './wait.ts';
 
 const MEMORY_MIB = 2048;
 const SHELL_MS_MAX = 5 * 60_000;
+const IN_SYNC_MS_MAX = 180_000;
 export const MIB = 2 ** 20;
 export { eventually } from './wait.ts';
 
@@ -109,6 +112,23 @@ export class World<C extends Cluster = Cluster> {
     return (await old.process.done).exitCode;
   }
 
+  /**
+   * Resolves when every replica of these volumes is in sync. Throws BW_TIMEOUT with the processes' logs.
+   * @param meanwhile called now and then; what it throws ends the waiting
+   */
+  async inSync(volumes: readonly Pick<Volume, 'id'>[], meanwhile = (): void => {}): Promise<void> {
+    const ask = (): Promise<Volume[]> => {
+      meanwhile();
+      return Promise.all(volumes.map(({ id }) => this.rest.volume(id)));
+    };
+    try {
+      await eventually(ask, (now) => now.every(({ degraded }) => !degraded), IN_SYNC_MS_MAX);
+    } catch (error) {
+      const { code, message } = toBlockwireError(error);
+      throw new BlockwireError(code, `${message}\n${this.describe()}`, { cause: error });
+    }
+  }
+
   /** A series of a node's `/metrics`; NaN if it is not there. */
   async nodeMetric(nodeId: string, name: string): Promise<number> {
     const response = await fetch(`${this.cluster.node(nodeId).metrics}/metrics`);
@@ -134,6 +154,9 @@ export class World<C extends Cluster = Cluster> {
     await this.cluster.close();
   }
 }
+
+/** Its processes and links can be taken down and put back. */
+export type LabWorld = World<LabCluster>;
 
 /** fio over a device with mixed block sizes from 4 to 64 KiB, every byte read back and verified. */
 export function fioVerify(device: string, options: { sizeBytes: number; direction?: string }): string {
