@@ -46,6 +46,8 @@ const TIMING: Timing = {
 const COMMIT_MS = 0.5;
 const SWEEP_MS = 150;
 const RPC_MS_MAX = 600;
+/** How long one that was replaced still acts. */
+const SECOND_LIFE_MS = 2000;
 
 const SILENT = { info() {}, warn() {}, error() {}, debug() {} } as unknown as Logger;
 
@@ -153,6 +155,8 @@ export class SimControl {
   readonly #host: ControlHost;
   readonly #store = new MemoryStore();
   #daemon: Daemon | null = null;
+  /** Paused, and taken for dead: another one has its place. */
+  #others: Daemon[] = [];
   #ids = 0;
   #volume: VolumeRecord | null = null;
 
@@ -176,7 +180,7 @@ export class SimControl {
 
   start(): void {
     if (this.#daemon !== null) return;
-    const store = this.#storeOf(() => daemon.process.isAlive);
+    const store = this.#storeOf(() => daemon.process);
     const daemon: Daemon = new Daemon(this.#host, store, (prefix) => `${prefix}-${++this.#ids}`);
     this.#daemon = daemon;
   }
@@ -188,6 +192,29 @@ export class SimControl {
   kill(): void {
     this.#daemon?.process.kill();
     this.#daemon = null;
+  }
+
+  /** It stops for a while; meanwhile another one begins, on the same store, and both go on. */
+  replace(takeoverMs: number, pauseMs: number): void {
+    const daemon = this.#daemon;
+    if (daemon === null) return;
+    const { world } = this.#host;
+    daemon.process.stop();
+    world.after(takeoverMs, () => {
+      if (this.#daemon !== daemon) return;
+      this.#others.push(daemon);
+      this.#daemon = null;
+      this.start();
+    });
+    world.after(pauseMs, () => daemon.process.continue());
+    world.after(pauseMs + SECOND_LIFE_MS, () => this.#others.includes(daemon) && daemon.process.kill());
+  }
+
+  /** Only one goes on, awake. */
+  settle(): void {
+    for (const { process } of this.#others.splice(0)) process.kill();
+    this.#daemon?.process.continue();
+    this.start();
   }
 
   /** Something the operator asks; null when nobody is there to answer, or the process dies meanwhile. */
@@ -389,17 +416,20 @@ export class SimControl {
   }
 
   /** The store as one process sees it: commits take a while, and an answer that comes after its end is never seen. */
-  #storeOf(isAlive: () => boolean): MetadataStore {
+  #storeOf(processOf: () => Process): MetadataStore {
     const { world } = this.#host;
     const commit = (changes: readonly Change[]): Promise<CommitResult> =>
       new Promise((resolve) => {
         world.after(world.delay(COMMIT_MS), () => {
           // The process has ended meanwhile: its commit arrived in time, or not.
-          if (!isAlive() && world.random.oneIn(2)) return;
+          if (!processOf().isAlive && world.random.oneIn(2)) return;
           world.touch();
-          void this.#store.commit(this.#mutated(changes)).then((result) => {
+          void this.#commit(this.#mutated(changes)).then((result) => {
             if (result.committed) this.#observe(changes);
-            if (isAlive()) resolve(result);
+            processOf().enter(() => {
+              world.touch();
+              resolve(result);
+            });
           });
         });
       });
@@ -409,6 +439,16 @@ export class SimControl {
       close: () => this.#store.close(),
       commit,
     };
+  }
+
+  async #commit(changes: readonly Change[]): Promise<CommitResult> {
+    if (this.#host.mutation !== 'ignore-versions') return await this.#store.commit(changes);
+    const versions = await Promise.all(
+      changes.map(async ({ key }) => (await this.#store.get(key))?.version ?? 0),
+    );
+    return await this.#store.commit(
+      changes.map((change, i) => ({ ...change, expectedVersion: versions[i]! })),
+    );
   }
 
   #mutated(changes: readonly Change[]): readonly Change[] {

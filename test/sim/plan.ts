@@ -26,6 +26,7 @@ export type FaultKind =
   | 'kill-agent'
   | 'stop-agent'
   | 'kill-control'
+  | 'replace-control'
   | 'move'
   | 'detach'
   | 'blackout';
@@ -67,6 +68,7 @@ const KINDS: readonly (readonly [FaultKind, number])[] = [
   ['kill-agent', 4],
   ['stop-agent', 2],
   ['kill-control', 3],
+  ['replace-control', 3],
   ['move', 4],
   ['detach', 1],
   ['blackout', 1],

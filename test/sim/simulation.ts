@@ -389,6 +389,9 @@ class Simulation implements Cluster {
         this.control.kill();
         world.after(CONTROL_RESTART_MS + durationMs / 4, () => this.control.start());
         break;
+      case 'replace-control':
+        this.control.replace(CONTROL_RESTART_MS + (fault.target * durationMs) / 8, durationMs);
+        break;
       case 'move':
       case 'detach':
         this.#wish = kind;
@@ -435,7 +438,7 @@ class Simulation implements Cluster {
       agent.process?.continue();
       agent.start();
     }
-    this.control.start();
+    this.control.settle();
     // Where a write has failed its writer sends no checkpoints any more, and only the next one makes the replicas equal.
     this.#wish = this.#hasFailedWrite ? 'move' : null;
   }
