@@ -56,6 +56,17 @@ const REBUILT = {
   ],
 };
 
+const SCRUBBED = {
+  ...{ ...VOLUME, id: 'vol-eeeeeeeeeeee' },
+  scrub: {
+    ...{ startedAt: '2030-01-01T00:00:00.000Z', finishedAt: '2030-01-01T00:01:00.000Z' },
+    replicas: [
+      { node: 'node-1', mismatchedRegions: 2, repairedRegions: 1, error: null },
+      { node: 'node-2', mismatchedRegions: 0, repairedRegions: 0, error: 'the membership has changed' },
+    ],
+  },
+};
+
 const answers: Record<string, unknown> = {
   'POST /v1/volumes': VOLUME,
   'POST /v1/volumes/vol-0123456789ab/replicas/node-2/promote': VOLUME,
@@ -64,6 +75,10 @@ const answers: Record<string, unknown> = {
   'DELETE /v1/volumes/vol-0123456789ab/snapshots/monday': '',
   'DELETE /v1/volumes/vol-0123456789ab?snapshots=delete': '',
   'GET /v1/volumes/vol-ffffffffffff': REBUILT,
+  'GET /v1/volumes/vol-eeeeeeeeeeee': SCRUBBED,
+  'POST /v1/volumes/vol-0123456789ab/scrub': {
+    ...{ ...VOLUME, scrub: { ...SCRUBBED.scrub, finishedAt: null } },
+  },
   'POST /v1/nodes/node-1/drain': { ...NODE, draining: true, replicas: 2 },
   'POST /v1/nodes/node-2/drain': { ...NODE, id: 'node-2', draining: true, replicas: 0 },
   'DELETE /v1/nodes/node-1/drain': { ...NODE, draining: false, replicas: 2 },
@@ -202,6 +217,13 @@ test('attach asks for what was asked for, and for nothing else', async () => {
 test('show says how far a rebuild is, and whose place the replica takes', async () => {
   const { stdout } = await run('volume', 'show', 'vol-ffffffffffff');
   assert.match(stdout, /^replica +node-3 rebuilding 33% \(1 MiB of 3 MiB\) \(instead of node-2\) nbd:/m);
+});
+
+test('a scrub is begun, and its result shown', async () => {
+  const begun = await run('volume', 'scrub', 'data');
+  assert.match(begun.stdout, /^scrubbed +since 2030-01-01T00:00:00.000Z$/m);
+  const { stdout } = await run('volume', 'show', 'vol-eeeeeeeeeeee');
+  assert.match(stdout, /^scrubbed .*2 regions amiss, 1 repaired; not all compared: node-2: the membership/m);
 });
 
 test('attach by force says so', async () => {

@@ -17,8 +17,10 @@ test('arguments come before the environment, which comes before the defaults', (
 
 test('what the cluster does by itself is set in units', () => {
   const args = ['--rebuilds-per-node', '4', '--rebuild-rate', '1GiB', '--replace-after', '90s'];
+  args.push('--scrub-interval', '3d', '--scrub-rate', '10M');
   assert.deepEqual(readConfig(args, {}).policy, {
     ...DEFAULT_POLICY,
+    ...{ scrubIntervalMs: 3 * 86_400_000, scrubBytesPerSecond: 10 * 2 ** 20 },
     ...{ rebuildsPerNodeMax: 4, rebuildBytesPerSecond: 2 ** 30, replaceAfterMs: 90_000 },
   });
   const none = readConfig(['--rebuild-rate', '0', '--replace-after', '0'], {}).policy;

@@ -21,6 +21,8 @@ const DEFAULTS = {
   'rebuilds-per-node': String(DEFAULT_POLICY.rebuildsPerNodeMax),
   'rebuild-rate': String(DEFAULT_POLICY.rebuildBytesPerSecond),
   'replace-after': `${DEFAULT_POLICY.replaceAfterMs / 1000}s`,
+  'scrub-interval': `${DEFAULT_POLICY.scrubIntervalMs / 1000}s`,
+  'scrub-rate': String(DEFAULT_POLICY.scrubBytesPerSecond),
 } as const;
 
 /** Throws BW_INVALID_ARGUMENT for an option that does not exist or has no valid value. */
@@ -53,6 +55,8 @@ export function readConfig(
       rebuildsPerNodeMax: parseCount('rebuilds-per-node', option('rebuilds-per-node')),
       rebuildBytesPerSecond: parseBytes('rebuild-rate', option('rebuild-rate')),
       replaceAfterMs: parseDuration('replace-after', option('replace-after')) || Number.POSITIVE_INFINITY,
+      scrubIntervalMs: parseDuration('scrub-interval', option('scrub-interval')) || Number.POSITIVE_INFINITY,
+      scrubBytesPerSecond: parseBytes('scrub-rate', option('scrub-rate')),
     },
     json: values.json ?? false,
   };
@@ -103,6 +107,8 @@ function parse(args: readonly string[]) {
         'rebuilds-per-node': text,
         'rebuild-rate': text,
         'replace-after': text,
+        'scrub-interval': text,
+        'scrub-rate': text,
         json: { type: 'boolean' },
       },
     }).values;

@@ -3,6 +3,7 @@
  *
  *     node services/control/main.ts --data-dir DIR [--host H] [--rest-port P] [--grpc-port P] [--json]
  *       [--rebuilds-per-node N] [--rebuild-rate SIZE] [--replace-after TIME]
+ *       [--scrub-interval TIME] [--scrub-rate SIZE]
  *
  * Each option can come from the environment too, as BLOCKWIRE_CONTROL_DATA_DIR and so on. With --json it
  * prints one line when it is ready: {"rest": "http://host:port", "grpc": "host:port"}.

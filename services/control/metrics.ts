@@ -120,7 +120,21 @@ function createRebuildMetrics(
     labelNames: ['type'],
     registers: [registry],
   });
-  context.events.on('change', ({ type }) => events.inc({ type }));
+  const regions = new Counter({
+    name: 'blockwire_control_regions_total',
+    help: 'Regions of 1 MiB that a scrub or a read found damaged or different, and those made good again.',
+    labelNames: ['result'],
+    registers: [registry],
+  });
+  for (const result of ['mismatched', 'repaired']) regions.inc({ result }, 0);
+  context.events.on('change', (event) => {
+    events.inc({ type: event.type });
+    if (event.type === 'replica.damaged') regions.inc({ result: 'mismatched' }, event.regions);
+    if (event.type === 'replica.repaired') regions.inc({ result: 'repaired' }, event.regions);
+    if (event.type !== 'volume.scrubbed') return;
+    regions.inc({ result: 'mismatched' }, event.mismatchedRegions);
+    regions.inc({ result: 'repaired' }, event.repairedRegions);
+  });
 }
 
 type Counts = Record<string, number>;

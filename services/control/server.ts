@@ -7,11 +7,13 @@ import { createRegistry } from '@blockwire/shared/observability.ts';
 import { Attachments } from './domain/attachments.ts';
 import { type ExportNames, loadCapabilities } from './domain/capabilities.ts';
 import { type Context, DEFAULT_POLICY, DEFAULT_TIMING, type Policy, type Timing } from './domain/context.ts';
+import { Damages } from './domain/damages.ts';
 import { ControlEvents } from './domain/events.ts';
 import { Fleet } from './domain/fleet.ts';
 import { Idempotency } from './domain/idempotency.ts';
 import { Rebuilder } from './domain/rebuilds.ts';
 import { recover } from './domain/recovery.ts';
+import { Scrubber } from './domain/scrubs.ts';
 import { Snapshots } from './domain/snapshots.ts';
 import { TombstoneCollector } from './domain/tombstones.ts';
 import { Volumes } from './domain/volumes.ts';
@@ -58,6 +60,8 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   const attachments = new Attachments(context, tombstones);
   const rebuilder = new Rebuilder(context, tombstones);
   const snapshots = new Snapshots(context);
+  const scrubber = new Scrubber(context);
+  const damages = new Damages(context);
   const idempotency = new Idempotency(context);
   context.events.on('change', (event) => {
     log.info(event, event.type);
@@ -70,12 +74,12 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   lifecycle.onStop('deletions', () => tombstones.settle());
 
   const rpc = await startRpcServer({
-    ...{ context, attachments, rebuilder, host },
+    ...{ context, attachments, rebuilder, scrubber, damages, host },
     ...{ capabilityKey: capabilities.publicKey, port: grpcPort },
   });
   lifecycle.onStop('gRPC', () => rpc.stop());
 
-  const parts = { context, volumes, attachments, rebuilder, snapshots, idempotency };
+  const parts = { context, volumes, attachments, rebuilder, snapshots, scrubber, idempotency };
   const registry = createRegistry();
   const httpMetrics = createHttpMetrics(registry);
   createStateMetrics(registry, parts);
@@ -102,7 +106,11 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
     void tombstones.sweep();
     void snapshots.sweep();
   });
-  every('rebuilds', context.timing.rebuildSweepMs, () => void rebuilder.sweep());
+  every('rebuilds', context.timing.rebuildSweepMs, () => {
+    void rebuilder.sweep();
+    void scrubber.sweep();
+    void damages.sweep();
+  });
   every('expiry', EXPIRE_INTERVAL_MS, () => {
     idempotency.expire().catch((error: unknown) => log.error({ err: error }, 'idempotency keys not expired'));
   });

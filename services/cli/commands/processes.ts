@@ -14,6 +14,8 @@ const PROCESS_OPTIONS: Readonly<Record<Role, string>> = {
   --rebuilds-per-node N    rebuilds that a node takes part in at once (default 2)
   --rebuild-rate SIZE      bytes a second of one rebuild, such as 200MiB (default), 0: no bound
   --replace-after TIME     a node away for so long is not waited for, such as 10m (default), 0: it always is
+  --scrub-interval TIME    from one scrub of a volume to the next, such as 7d (default), 0: only when asked for
+  --scrub-rate SIZE        bytes a second of one scrub, such as 50MiB (default), 0: no bound
   --json             one JSON line on stdout when ready`,
   node: `  --id ID                  name of the node, such as node-1
   --data-dir DIR           replicas

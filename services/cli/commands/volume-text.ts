@@ -31,7 +31,17 @@ export function volumeText(volume: Volume, attachments: readonly Attachment[]): 
     const trouble = io === undefined || io === 'ok' || io === 'unknown' ? '' : `I/O ${io}`;
     properties.push(['attached', [agent, device, datapath, state, trouble].filter(Boolean).join(' ')]);
   }
+  if (volume.scrub) properties.push(['scrubbed', scrubText(volume.scrub)]);
   return formatProperties(properties);
+}
+
+function scrubText({ startedAt, finishedAt, replicas }: NonNullable<Volume['scrub']>): string {
+  if (finishedAt === null) return `since ${startedAt}`;
+  const failed = replicas.flatMap(({ node, error }) => (error === null ? [] : [`${node}: ${error}`]));
+  const mismatched = replicas.reduce((sum, replica) => sum + replica.mismatchedRegions, 0);
+  const repaired = replicas.reduce((sum, replica) => sum + replica.repairedRegions, 0);
+  const found = mismatched === 0 ? 'nothing amiss' : `${mismatched} regions amiss, ${repaired} repaired`;
+  return `${finishedAt} ${found}${failed.length === 0 ? '' : `; not all compared: ${failed.join('; ')}`}`;
 }
 
 function replicaText({ node, state, uri, rebuild, replaces }: Replica): string {

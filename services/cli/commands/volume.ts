@@ -1,4 +1,4 @@
-/** `blockwire volume …`: create, list, show, attach, detach, resize, promote, delete; snapshot.ts has the rest. */
+/** `blockwire volume …`: create, list, show, attach, detach, resize, scrub, promote, delete; snapshot.ts has the rest. */
 import { type Command, Option } from 'commander';
 import { CommandError, usageError } from '../errors.ts';
 import { writeAnswer } from '../output.ts';
@@ -20,6 +20,7 @@ export function addVolumeCommands(program: Command, context: Context): void {
   addAttach(volume, context);
   addDetach(volume, context);
   addResize(volume, context);
+  addScrub(volume, context);
   addPromote(volume, context);
   addDelete(volume, context);
   addSnapshotCommands(volume, context);
@@ -124,6 +125,21 @@ function addResize(volume: Command, { output }: Context): void {
       const { id } = await client.findVolume(ref);
       const resized = await client.resizeVolume(id, sizeBytes);
       writeAnswer(output, globalOptions(command).json, resized, () => volumeText(resized, []));
+    });
+}
+
+function addScrub(volume: Command, { output }: Context): void {
+  volume
+    .command('scrub')
+    .description(
+      'begin to compare the replicas, and to repair what does not match; "volume show" has the result',
+    )
+    .argument('<volume>', 'id or name')
+    .action(async (ref: string, _options: unknown, command: Command) => {
+      const client = restClient(command);
+      const { id } = await client.findVolume(ref);
+      const scrubbed = await client.scrubVolume(id);
+      writeAnswer(output, globalOptions(command).json, scrubbed, () => volumeText(scrubbed, []));
     });
 }
 

@@ -91,6 +91,11 @@ export class RestClient {
     return requestJson(this.#base, { method: 'POST', path, body: { acceptLoss: true } }, Volume);
   }
 
+  /** Begins to compare its replicas. */
+  scrubVolume(id: string): Promise<Volume> {
+    return requestJson(this.#base, { method: 'POST', path: `${volumePath(id)}/scrub` }, Volume);
+  }
+
   createSnapshot(id: string, name: string): Promise<Snapshot> {
     const path = `${volumePath(id)}/snapshots`;
     const request = { method: 'POST', path, body: { name }, idempotencyKey: randomUUID() } as const;

@@ -30,6 +30,24 @@ export const Volume = Type.Object({
   state: Type.String(),
   degraded: Type.Optional(Type.Boolean()),
   replicas: Type.Array(Replica),
+  /** The last comparison of the replicas. */
+  scrub: Type.Optional(
+    Type.Union([
+      Type.Object({
+        startedAt: Type.String(),
+        finishedAt: Type.Union([Type.String(), Type.Null()]),
+        replicas: Type.Array(
+          Type.Object({
+            node: Type.String(),
+            mismatchedRegions: Type.Integer({ minimum: 0 }),
+            repairedRegions: Type.Integer({ minimum: 0 }),
+            error: Type.Union([Type.String(), Type.Null()]),
+          }),
+        ),
+      }),
+      Type.Null(),
+    ]),
+  ),
 });
 export type Volume = Static<typeof Volume>;
 

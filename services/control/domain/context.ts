@@ -58,6 +58,8 @@ export type NodeAction =
       /** 0: no bound. */
       readonly bytesPerSecond: number;
     } & ResyncOrder)
+  | ({ readonly kind: 'scrub'; readonly bytesPerSecond: number } & ResyncOrder)
+  | ({ readonly kind: 'repair'; readonly regions: readonly number[] } & ResyncOrder)
   | {
       readonly kind: 'createSnapshot' | 'deleteSnapshot';
       readonly volumeId: string;
@@ -125,6 +127,7 @@ export interface Timing {
   readonly detachMs: number;
   readonly resizeMs: number;
   readonly reconcileMs: number;
+  readonly repairMs: number;
   readonly membershipMs: number;
   /** How long writes may be held for a snapshot. */
   readonly snapshotHoldMs: number;
@@ -143,12 +146,18 @@ export interface Policy {
   readonly rebuildBytesPerSecond: number;
   /** A stale replica whose node is away for so long is replaced on another node; Infinity: never. */
   readonly replaceAfterMs: number;
+  /** From the end of a volume's scrub to the next one; Infinity: only when asked for. */
+  readonly scrubIntervalMs: number;
+  /** Of one replica; 0: no bound. */
+  readonly scrubBytesPerSecond: number;
 }
 
 export const DEFAULT_POLICY: Policy = {
   rebuildsPerNodeMax: 2,
   rebuildBytesPerSecond: 200 * 1024 ** 2,
   replaceAfterMs: 600_000,
+  scrubIntervalMs: 7 * 86_400_000,
+  scrubBytesPerSecond: 50 * 1024 ** 2,
 };
 
 export const DEFAULT_TIMING: Timing = {
@@ -162,6 +171,7 @@ export const DEFAULT_TIMING: Timing = {
   detachMs: 30_000,
   resizeMs: 15_000,
   reconcileMs: 600_000,
+  repairMs: 60_000,
   membershipMs: 30_000,
   snapshotHoldMs: 5_000,
   rebuildSweepMs: 1_000,

@@ -9,6 +9,19 @@ export type ControlEvent =
       readonly agentId: string;
     }
   | { readonly type: 'volume.resized'; readonly volumeId: string; readonly sizeBytes: number }
+  | { readonly type: 'volume.scrubbing'; readonly volumeId: string }
+  | {
+      readonly type: 'volume.scrubbed';
+      readonly volumeId: string;
+      readonly mismatchedRegions: number;
+      readonly repairedRegions: number;
+    }
+  | {
+      readonly type: 'replica.damaged' | 'replica.repaired';
+      readonly volumeId: string;
+      readonly nodeId: string;
+      readonly regions: number;
+    }
   | {
       readonly type: 'snapshot.created' | 'snapshot.deleted';
       readonly volumeId: string;

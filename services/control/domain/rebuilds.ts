@@ -12,9 +12,10 @@ import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
 import { installMembership, membershipOf, type RebuildReport, rebuildEnded } from './membership.ts';
 import { Pauses } from './pauses.ts';
-import { attachments, nodes, type ReplicaRecord, type VolumeRecord, volumes } from './records.ts';
+import { attachments, type ReplicaRecord, type VolumeRecord, volumes } from './records.ts';
 import { forgetContent, type NodeFacts, surplusOf } from './replacement-state.ts';
 import { moveReplicas, nodeFacts } from './replacements.ts';
+import { resyncOrder } from './resync-order.ts';
 import { Slots } from './slots.ts';
 import type { TombstoneCollector } from './tombstones.ts';
 import { beginRebuild, inSyncReplicas, joinedEpochOf, writtenReplicas } from './volume-state.ts';
@@ -277,8 +278,8 @@ export class Rebuilder {
   }
 
   async #order(volume: VolumeRecord, replica: ReplicaRecord): Promise<void> {
-    const { store, nodeFleet, timing, exportNames, policy } = this.#context;
-    const { id: volumeId, generation, epoch } = volume;
+    const { nodeFleet, timing, policy } = this.#context;
+    const { id: volumeId } = volume;
     const { nodeId, staleSinceEpoch } = replica;
     const joinedEpoch = joinedEpochOf(replica);
     const key = keyOf(volume, replica);
@@ -286,17 +287,12 @@ export class Rebuilder {
     const sourceNodeId = this.#sourceOf(volume, nodeId);
     if (sourceNodeId === null) return;
     this.#slots.occupy(`${volumeId}/${nodeId}`, [nodeId, sourceNodeId]);
-    const address = (await nodes.get(store, sourceNodeId))?.value.nbdAddress ?? '';
     try {
-      await nodeFleet.dispatch(
-        nodeId,
-        {
-          ...{ kind: 'rebuild', volumeId, generation, epoch, joinedEpoch, sinceEpoch: staleSinceEpoch ?? 1 },
-          ...{ sourceNodeId, sourceAddress: address, exportName: exportNames.nameOf(volume, 'peer') },
-          bytesPerSecond: policy.rebuildBytesPerSecond,
-        },
-        { deadlineMs: timing.installEpochMs },
-      );
+      const order = await resyncOrder(this.#context, volume, sourceNodeId);
+      const sinceEpoch = staleSinceEpoch ?? 1;
+      const { rebuildBytesPerSecond: bytesPerSecond } = policy;
+      const action = { kind: 'rebuild', ...order, joinedEpoch, sinceEpoch, bytesPerSecond } as const;
+      await nodeFleet.dispatch(nodeId, action, { deadlineMs: timing.installEpochMs });
       this.#ordered.add(key);
     } catch (thrown) {
       const { code, message } = toBlockwireError(thrown);

@@ -7,7 +7,8 @@ import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
 import { installMembership } from './membership.ts';
-import { nodes, type VolumeRecord, volumes } from './records.ts';
+import { type VolumeRecord, volumes } from './records.ts';
+import { resyncOrder } from './resync-order.ts';
 import { inSyncReplicas, markStale } from './volume-state.ts';
 
 /** Rounds with another source each, before those that cannot copy go stale. */
@@ -45,14 +46,9 @@ async function copyFrom(
   sourceNodeId: string,
   nodeIds: readonly string[],
 ): Promise<string[]> {
-  const { store, nodeFleet, timing, log } = context;
-  const source = await nodes.get(store, sourceNodeId);
-  const { id: volumeId, generation, epoch } = volume;
-  const order = {
-    ...({ kind: 'reconcile', volumeId, generation, epoch, sourceNodeId } as const),
-    sourceAddress: source?.value.nbdAddress ?? '',
-    exportName: context.exportNames.nameOf(volume, 'peer'),
-  };
+  const { nodeFleet, timing, log } = context;
+  const { id: volumeId } = volume;
+  const order = { kind: 'reconcile', ...(await resyncOrder(context, volume, sourceNodeId)) } as const;
   const failed: string[] = [];
   await Promise.all(
     nodeIds.map(async (nodeId) => {

@@ -71,6 +71,26 @@ const SnapshotRecord = Type.Object({
 });
 export type SnapshotRecord = Static<typeof SnapshotRecord>;
 
+const ScrubbedReplica = Type.Object({
+  nodeId: Type.String(),
+  /** What it is compared with. */
+  sourceNodeId: Type.String(),
+  isDone: Type.Boolean(),
+  scannedBytes: Bytes,
+  mismatchedRegions: Bytes,
+  repairedRegions: Bytes,
+  error: Type.Union([Type.String(), Type.Null()]),
+});
+export type ScrubbedReplica = Static<typeof ScrubbedReplica>;
+
+const ScrubRecord = Type.Object({
+  startedAt: Time,
+  /** Null while it is under way. */
+  finishedAt: Type.Union([Time, Type.Null()]),
+  replicas: Type.Array(ScrubbedReplica),
+});
+export type ScrubRecord = Static<typeof ScrubRecord>;
+
 const VolumeRecord = Type.Object({
   id: Type.String(),
   name: Type.String(),
@@ -86,6 +106,8 @@ const VolumeRecord = Type.Object({
    * lost. Absent: never.
    */
   lossEpoch: Type.Optional(Counter),
+  /** The last scrub. Absent: none yet. */
+  scrub: Type.Optional(ScrubRecord),
   /** Absent: none. */
   snapshots: Type.Optional(Type.Array(SnapshotRecord)),
   /** Set exactly while the state is inUse. */

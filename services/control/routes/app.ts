@@ -16,6 +16,7 @@ import type { Attachments } from '../domain/attachments.ts';
 import type { Context } from '../domain/context.ts';
 import type { Idempotency } from '../domain/idempotency.ts';
 import type { Rebuilder } from '../domain/rebuilds.ts';
+import type { Scrubber } from '../domain/scrubs.ts';
 import type { Snapshots } from '../domain/snapshots.ts';
 import type { Volumes } from '../domain/volumes.ts';
 import type { HttpMetrics } from '../metrics.ts';
@@ -43,6 +44,7 @@ export interface ControlParts {
   readonly attachments: Attachments;
   readonly rebuilder: Rebuilder;
   readonly snapshots: Snapshots;
+  readonly scrubber: Scrubber;
   readonly idempotency: Idempotency;
 }
 

@@ -162,6 +162,26 @@ export const VolumeView = Type.Object({
       replaces: Nullable(Type.String({ description: 'the node whose replica it is to take the place of' })),
     }),
   ),
+  scrub: Nullable(
+    Type.Object(
+      {
+        startedAt: Type.String(),
+        finishedAt: Nullable(Type.String({ description: 'null while it is under way' })),
+        replicas: Type.Array(
+          Type.Object({
+            node: Type.String(),
+            scannedBytes: Type.Integer(),
+            mismatchedRegions: Type.Integer({
+              description: 'regions of 1 MiB that differed, or whose checksums did not match',
+            }),
+            repairedRegions: Type.Integer(),
+            error: Nullable(Type.String({ description: 'why not everything was compared' })),
+          }),
+        ),
+      },
+      { description: 'the last comparison of the replicas' },
+    ),
+  ),
   attachment: Nullable(Type.String()),
   createdAt: Type.String(),
 });

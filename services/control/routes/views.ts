@@ -2,7 +2,12 @@
 import type { IoState } from '../domain/attachments.ts';
 import type { ExportNames } from '../domain/capabilities.ts';
 import type { Rebuilder } from '../domain/rebuilds.ts';
-import { type AttachmentRecord, DEFAULT_DEVICE_OPTIONS, type VolumeRecord } from '../domain/records.ts';
+import {
+  type AttachmentRecord,
+  DEFAULT_DEVICE_OPTIONS,
+  type ScrubRecord,
+  type VolumeRecord,
+} from '../domain/records.ts';
 import type { TakenSnapshot } from '../domain/snapshots.ts';
 import { isDegraded } from '../domain/volume-state.ts';
 import type { AttachmentView, SnapshotView, VolumeView } from './schemas.ts';
@@ -39,9 +44,21 @@ export function volumeView(
       rebuild: rebuilder.progressOf(volume, replica),
       replaces: replica.replaces ?? null,
     })),
+    scrub: scrubView(volume.scrub),
     attachment: attachmentId,
     createdAt,
   };
+}
+
+function scrubView(scrub: ScrubRecord | undefined): VolumeView['scrub'] {
+  if (scrub === undefined) return null;
+  const { startedAt, finishedAt } = scrub;
+  const replicas = scrub.replicas.map(
+    ({ nodeId: node, scannedBytes, mismatchedRegions, repairedRegions, error }) => ({
+      ...{ node, scannedBytes, mismatchedRegions, repairedRegions, error },
+    }),
+  );
+  return { startedAt, finishedAt, replicas };
 }
 
 /** The addresses are good for reading only: a snapshot never changes. */

@@ -21,7 +21,7 @@ import {
 import { type ViewSources, volumeView } from './views.ts';
 
 export function volumeRoutes(app: RestApp, parts: ControlParts): void {
-  const { context, volumes, rebuilder, idempotency } = parts;
+  const { context, volumes, rebuilder, scrubber, idempotency } = parts;
   const tags = ['volumes'];
 
   const sources = async (): Promise<ViewSources> => ({
@@ -117,6 +117,23 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
     },
     async (request) =>
       volumeView(await volumes.resize(request.params.id, request.body.sizeBytes), await sources()),
+  );
+
+  app.post(
+    '/v1/volumes/:id/scrub',
+    {
+      schema: {
+        tags,
+        summary:
+          'Begin to compare the replicas in sync now, and to repair what does not match; the volume shows the result',
+        params: IdParams,
+        response: { 202: VolumeView, '4xx': ErrorBody, '5xx': ErrorBody },
+      },
+    },
+    async (request, reply) => {
+      const volume = await scrubber.start(request.params.id);
+      return reply.code(202).send(volumeView(volume, await sources()));
+    },
   );
 
   app.post(

@@ -1,8 +1,10 @@
 /** The Nodes service: storage nodes register, stay online, take commands and complete them. */
 import type { NodeCommandInput, NodesHandlers } from '@blockwire/proto/control/types.ts';
 import type { Context, NodeAction } from '../domain/context.ts';
+import type { Damages } from '../domain/damages.ts';
 import type { Rebuilder } from '../domain/rebuilds.ts';
 import { registerNode, updateNodeSpace } from '../domain/registry.ts';
+import type { Scrubber } from '../domain/scrubs.ts';
 import { checkAddress, checkInteger, checkList, checkMemberId, checkResourceId, checkText } from './check.ts';
 import { reportedError, unaryHandler } from './errors.ts';
 import { openWatch } from './watch.ts';
@@ -10,14 +12,25 @@ import { openWatch } from './watch.ts';
 export interface NodesParts {
   readonly context: Context;
   readonly rebuilder: Rebuilder;
+  readonly scrubber: Scrubber;
+  readonly damages: Damages;
   /** What every node is told to verify capabilities with. */
   readonly capabilityKey: Buffer;
 }
 
-export function nodesHandlers({ context, rebuilder, capabilityKey }: NodesParts): NodesHandlers {
+export function nodesHandlers({
+  context,
+  rebuilder,
+  scrubber,
+  damages,
+  capabilityKey,
+}: NodesParts): NodesHandlers {
   const { nodeFleet, log } = context;
-  // The generated handler type is open to further methods; the five here are checked one by one.
-  const handlers: Pick<NodesHandlers, 'Register' | 'Heartbeat' | 'Watch' | 'Complete' | 'ReportRebuild'> = {
+  // The generated handler type is open to further methods; the seven here are checked one by one.
+  const handlers: Pick<
+    NodesHandlers,
+    'Register' | 'Heartbeat' | 'Watch' | 'Complete' | 'ReportRebuild' | 'ReportDamage' | 'ReportScrub'
+  > = {
     Register: unaryHandler(log, async (request) => {
       const node = {
         id: checkMemberId('node_id', request.nodeId),
@@ -34,6 +47,7 @@ export function nodesHandlers({ context, rebuilder, capabilityKey }: NodesParts)
         unclean: replica.unclean,
       }));
       rebuilder.nodeRestarted(node.id);
+      scrubber.nodeRestarted(node.id);
       await registerNode(context, node, replicas);
       return { heartbeatIntervalMs: nodeFleet.heartbeatIntervalMs, capabilityKey };
     }),
@@ -83,6 +97,28 @@ export function nodesHandlers({ context, rebuilder, capabilityKey }: NodesParts)
       });
       return {};
     }),
+
+    ReportDamage: unaryHandler(log, async (request) => {
+      damages.report({
+        nodeId: checkMemberId('node_id', request.nodeId),
+        volumeId: checkResourceId('volume_id', request.volumeId),
+        regions: checkList('regions', request.regions).map((region) => checkInteger('regions', region)),
+      });
+      return {};
+    }),
+
+    ReportScrub: unaryHandler(log, async (request) => {
+      const error = checkText('error', request.error);
+      await scrubber.ended({
+        nodeId: checkMemberId('node_id', request.nodeId),
+        volumeId: checkResourceId('volume_id', request.volumeId),
+        scannedBytes: checkInteger('scanned_bytes', request.scannedBytes),
+        mismatchedRegions: checkInteger('mismatched_regions', request.mismatchedRegions),
+        repairedRegions: checkInteger('repaired_regions', request.repairedRegions),
+        error: error === '' ? null : error,
+      });
+      return {};
+    }),
   };
   return handlers as NodesHandlers;
 }
@@ -99,6 +135,10 @@ function encodeCommand(commandId: string, action: NodeAction): NodeCommandInput 
       const { sinceEpoch, joinedEpoch, bytesPerSecond } = action;
       return { commandId, rebuild: { order: action, sinceEpoch, joinedEpoch, bytesPerSecond } };
     }
+    case 'scrub':
+      return { commandId, scrub: { order: action, bytesPerSecond: action.bytesPerSecond } };
+    case 'repair':
+      return { commandId, repair: { order: action, regions: [...action.regions] } };
     default:
   }
   const { kind, ...body } = action;

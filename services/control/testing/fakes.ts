@@ -18,6 +18,7 @@ import type {
   RebuildProgressInput,
   RegisterNodeRequestInput,
   ReportReplicaLostRequestInput,
+  ReportScrubRequestInput,
 } from '@blockwire/proto/control/types.ts';
 import type { Client, ClientReadableStream } from '@grpc/grpc-js';
 
@@ -120,6 +121,16 @@ export class FakeNode extends FakeMember<NodeCommand> {
     const { joinedEpoch, order } = ordered!;
     const request = { nodeId: this.id, volumeId, joinedEpoch, sourceNodeId: order!.sourceNodeId, error };
     await unary(this.#connected(), nodesMethods().ReportRebuild, request, { timeoutMs: TIMEOUT_MS });
+  }
+
+  async reportScrub(report: Omit<ReportScrubRequestInput, 'nodeId'>): Promise<void> {
+    const request = { nodeId: this.id, ...report };
+    await unary(this.#connected(), nodesMethods().ReportScrub, request, { timeoutMs: TIMEOUT_MS });
+  }
+
+  async reportDamage(volumeId: string, regions: number[]): Promise<void> {
+    const request = { nodeId: this.id, volumeId, regions };
+    await unary(this.#connected(), nodesMethods().ReportDamage, request, { timeoutMs: TIMEOUT_MS });
   }
 
   rebuildsOf(volumeId: string): Rebuild[] {

@@ -274,6 +274,7 @@ test('the service describes and measures itself', async (t) => {
     '/v1/volumes',
     '/v1/volumes/{id}',
     '/v1/volumes/{id}/replicas/{node}/promote',
+    '/v1/volumes/{id}/scrub',
     '/v1/volumes/{id}/snapshots',
     '/v1/volumes/{id}/snapshots/{name}',
   ]);
