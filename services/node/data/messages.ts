@@ -46,12 +46,12 @@ export interface CopyOrder {
   /** Names it, until `copied`. */
   readonly request: number;
   readonly id: string;
-  /** A repair writes only blocks that do not match their checksums. */
+  /** A repair writes only blocks that do not match their checksums: repairer.ts. */
   readonly what: 'rebuild' | 'reconcile' | 'repair';
   /** What the source has written since, or has an intent for; or what is to be repaired. */
   readonly regions: Uint32Array;
-  /** Of a rebuild: what was written here since then is copied, too. */
-  readonly sinceEpoch: number;
+  /** Of a rebuild: what was written here since it is copied, too. Of a repair: the installed one at which the source was named. */
+  readonly epoch: number;
   /** 0: no limit. */
   readonly bytesPerSecond: number;
   /** Chunk `i` is read into its place at `i * COPY_CHUNK_BYTES`. */

@@ -84,7 +84,7 @@ export class Resyncs {
     const key = `rebuild/${joinedEpoch}`;
     if (this.#jobs.get(volumeId)?.key === key) return;
     const job = this.#start(key, order, joinedEpoch, {
-      ...{ what: 'rebuild', sinceEpoch, bytesPerSecond, regions: null },
+      ...{ what: 'rebuild', epoch: sinceEpoch, bytesPerSecond, regions: null },
     });
     void job.ended.then((error) =>
       ended({ volumeId, joinedEpoch, sourceNodeId, error: error === null ? '' : error.message }),
@@ -94,15 +94,13 @@ export class Resyncs {
   /** Resolves when it is durable. Rejects with BW_EPOCH_OLD when the order is not about what is installed, and with why it ended. */
   async reconcile(order: ResyncOrder): Promise<void> {
     const key = `reconcile/${order.generation}/${order.epoch}`;
-    await succeed(
-      this.#join(key, order, { what: 'reconcile', sinceEpoch: 0, bytesPerSecond: 0, regions: null }),
-    );
+    await succeed(this.#join(key, order, { what: 'reconcile', epoch: 0, bytesPerSecond: 0, regions: null }));
   }
 
   /** Blocks of these regions that do not match their checksums; like `reconcile`. */
   async repair(order: ResyncOrder, regions: readonly number[]): Promise<void> {
     const plan: Plan = {
-      ...{ what: 'repair', sinceEpoch: 0, bytesPerSecond: 0, regions: Uint32Array.from(regions) },
+      ...{ what: 'repair', epoch: order.epoch, bytesPerSecond: 0, regions: Uint32Array.from(regions) },
     };
     await succeed(this.#join(`repair/${regions.join(',')}`, order, plan));
   }
@@ -181,7 +179,7 @@ export class Resyncs {
       const source = await Source.open({
         address: sourceAddress,
         exportName: addSession(exportName, { epoch, link: null, attempt: null }),
-        sinceEpoch: plan.what === 'rebuild' ? plan.sinceEpoch : null,
+        sinceEpoch: plan.what === 'rebuild' ? plan.epoch : null,
         signal,
       });
       job.source = source;
@@ -216,7 +214,7 @@ export class Resyncs {
 }
 
 /** Regions null: those that the source names. */
-type Plan = Pick<CopyOrder, 'what' | 'sinceEpoch' | 'bytesPerSecond'> & {
+type Plan = Pick<CopyOrder, 'what' | 'epoch' | 'bytesPerSecond'> & {
   readonly regions: Uint32Array | null;
 };
 

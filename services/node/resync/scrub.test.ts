@@ -27,13 +27,14 @@ class Replicas implements ScrubHost {
     return ![...this.badAtSource].some((block) => block * 4096 >= offset && block * 4096 < offset + length);
   }
 
-  async repair(region: number): Promise<void> {
+  async repair(region: number): Promise<boolean> {
     this.repairs.push(region);
     for (const block of this.bad) {
       if (Math.floor((block * 4096) / MIB) !== region) continue;
       this.source.copy(this.local, block * 4096, block * 4096, (block + 1) * 4096);
       this.bad.delete(block);
     }
+    return true;
   }
 
   async pause(milliseconds: number): Promise<void> {

@@ -23,8 +23,8 @@ export interface ScrubHost {
   readLocal(chunk: ByteRange, into: Uint8Array, isAlone: boolean): Promise<boolean>;
   /** False: the source cannot read it. Rejects when the source is gone. */
   readSource(chunk: ByteRange, into: Uint8Array): Promise<boolean>;
-  /** Copies what does not match its checksum. */
-  repair(region: number): Promise<void>;
+  /** Copies what does not match its checksum. False: it cannot be done now. */
+  repair(region: number): Promise<boolean>;
   /** Rejects when the scrub is to end. */
   pause(milliseconds: number): Promise<void>;
 }
@@ -131,8 +131,7 @@ export class Scrub {
       const region = regionOf(chunk);
       this.#mismatched.add(region);
       if (isSourceGood && !this.#repaired.has(region)) {
-        await this.#host.repair(region);
-        this.#repaired.add(region);
+        if (await this.#host.repair(region)) this.#repaired.add(region);
       }
     }
     return isLocalGood && isSourceGood ? { local: blocksOf(local), source: blocksOf(source) } : null;

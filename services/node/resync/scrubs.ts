@@ -90,7 +90,7 @@ export class Scrubs {
         signal,
       });
       const regions = new Set([...(await source.regions()), ...this.#host.writtenRegions(volumeId)]);
-      const host = this.#scrubHost(volumeId, source, signal);
+      const host = this.#scrubHost(order, source, signal);
       scrub = new Scrub({ sizeBytes, bytesPerSecond, host });
       await scrub.run([...regions].sort((a, b) => a - b));
     } catch (thrown) {
@@ -117,7 +117,7 @@ export class Scrubs {
     };
   }
 
-  #scrubHost(volumeId: string, source: Source, signal: AbortSignal): ScrubHost {
+  #scrubHost({ volumeId, epoch }: ResyncOrder, source: Source, signal: AbortSignal): ScrubHost {
     return {
       readLocal: (chunk, into, isAlone) => {
         signal.throwIfAborted();
@@ -136,13 +136,12 @@ export class Scrubs {
         signal.throwIfAborted();
         const copy = this.#host.copy(
           {
-            ...{ id: volumeId, what: 'repair', sinceEpoch: 0, bytesPerSecond: 0 },
+            ...{ id: volumeId, what: 'repair', epoch, bytesPerSecond: 0 },
             regions: Uint32Array.of(region),
           },
           (chunk, into) => source.read(chunk, into),
         );
-        const error = await copy.ended;
-        if (error !== null) throw new BlockwireError('BW_IO', error);
+        return (await copy.ended) === null;
       },
       pause: (milliseconds) => pause(milliseconds, signal),
     };

@@ -12,6 +12,7 @@ import type { Engine } from './engine.ts';
 import { PAGE_IDLE } from './integrity.ts';
 import type { Peeker } from './peeker.ts';
 import type { RegionCommitter } from './region-commit.ts';
+import type { Repairer } from './repairer.ts';
 import type { Volume } from './volume.ts';
 import type { VolumeTable } from './volume-table.ts';
 
@@ -51,6 +52,7 @@ export class Commands {
   readonly #committer: RegionCommitter;
   readonly #cleaner: Cleaner;
   readonly #copier: Copier;
+  readonly #repairer: Repairer;
   readonly #peeker: Peeker;
   readonly #host: CommandsHost;
   readonly #post: (message: FromWorker) => void;
@@ -66,6 +68,7 @@ export class Commands {
     committer: RegionCommitter;
     cleaner: Cleaner;
     copier: Copier;
+    repairer: Repairer;
     peeker: Peeker;
     host: CommandsHost;
     post: (message: FromWorker) => void;
@@ -75,6 +78,7 @@ export class Commands {
     this.#committer = parts.committer;
     this.#cleaner = parts.cleaner;
     this.#copier = parts.copier;
+    this.#repairer = parts.repairer;
     this.#peeker = parts.peeker;
     this.#host = parts.host;
     this.#post = parts.post;
@@ -105,10 +109,11 @@ export class Commands {
         this.#done(request);
         return;
       case 'pulled':
-        this.#copier.pulled(message);
+        if (!this.#repairer.pulled(message)) this.#copier.pulled(message);
         return;
       case 'endCopy':
         this.#copier.cancel(request, message.reason);
+        this.#repairer.cancel(request, message.reason);
         return;
       case 'copy':
         this.#copy(message);
@@ -190,6 +195,7 @@ export class Commands {
     const before = volume?.membership?.installed;
     if (volume !== undefined && before !== undefined && endsCopies(before, installed)) {
       this.#copier.cancelAll(volume, 'the membership has changed');
+      this.#repairer.cancelAll(volume, 'the membership has changed');
     }
     // From here on sessions are judged by it.
     volume?.install(message);
@@ -204,13 +210,15 @@ export class Commands {
     if (volume === undefined || !this.exports.has(order.id)) {
       this.#post({ type: 'copied', request: order.request, error: 'the replica is not here' });
     } else {
-      this.#copier.start(order, volume);
+      (order.what === 'repair' ? this.#repairer : this.#copier).start(order, volume);
     }
   }
 
   #endCopies(id: string): void {
     const volume = this.#volumes.get(id);
-    if (volume !== undefined) this.#copier.cancelAll(volume, 'the replica is being removed');
+    if (volume === undefined) return;
+    this.#copier.cancelAll(volume, 'the replica is being removed');
+    this.#repairer.cancelAll(volume, 'the replica is being removed');
   }
 
   /** Cuts connections of an export; `done` runs when nothing of theirs is at work any more. */

@@ -3,7 +3,7 @@
  * which of them something happened to since the last batch.
  */
 import { BLOCK_BYTES_MAX, BufferPool, NO_BLOCK, UNIT_BYTES } from './buffer-pool.ts';
-import { CLOSING, Connection, LOCAL } from './connection.ts';
+import { CLOSING, Connection, LOCAL, type LocalClient } from './connection.ts';
 import type { NodeMemory } from './node-io.ts';
 import { TX_ORDER } from './transmitter.ts';
 
@@ -112,11 +112,12 @@ export class ConnectionTable {
   }
 
   /** One without socket and blocks, that slots may belong to; null: there are too many. Not in loops over all. */
-  admitLocal(): Connection | null {
+  admitLocal(local: LocalClient): Connection | null {
     const index = this.#freeLocals.pop();
     if (index === undefined) return null;
     const connection = new Connection(index, -1, 0);
     connection.phase = LOCAL;
+    connection.local = local;
     this.#connections[index] = connection;
     return connection;
   }

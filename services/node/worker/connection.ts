@@ -4,6 +4,7 @@ import type { ServerHandshake } from '@blockwire/proto/nbd/server-handshake.ts';
 import type { Session } from '../replication/session.ts';
 import type { StatusContext } from './block-status.ts';
 import { NO_BLOCK } from './buffer-pool.ts';
+import type { CopySteps } from './engine.ts';
 import { NO_SLOT, SlotQueue } from './slots.ts';
 import type { Volume } from './volume.ts';
 
@@ -20,6 +21,14 @@ export const CLOSING = 3;
 export const ENTERING = 4;
 /** No socket: a copy from another replica (copier.ts). */
 export const LOCAL = 5;
+
+/** Who is behind a connection without a socket. */
+export interface LocalClient {
+  /** Requests of the connection are finished, or there is memory again. */
+  serve(connection: Connection): void;
+  /** Of its copies; null: it has none. */
+  readonly steps: CopySteps | null;
+}
 
 export class Connection {
   readonly index: number;
@@ -38,6 +47,8 @@ export class Connection {
   session: Session | null = null;
   volume: Volume | null = null;
   readOnly = true;
+  /** Null: a socket's. */
+  local: LocalClient | null = null;
   replyMode: ReplyMode = REPLY_SIMPLE;
   /** The metadata contexts that were selected. */
   contexts: readonly StatusContext[] = [];

@@ -2,25 +2,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
-import { COPY_CHUNK_BYTES, COPY_CHUNKS, type FromWorker } from '../data/messages.ts';
+import { COPY_CHUNKS } from '../data/messages.ts';
 import { Stat } from '../data/stats.ts';
-import type { Installed } from '../replication/admission.ts';
+import { Copying, REBUILDING, REQUEST, SIZE } from '../testing/copying.ts';
 import type { SimulatedSocket } from '../testing/simulated-io.ts';
-import {
-  FD,
-  feed,
-  type Harness,
-  harness,
-  INSTALLED,
-  MIB,
-  open,
-  replies,
-  request,
-} from '../testing/worker-harness.ts';
-
-const SIZE = 3 * MIB + 1536;
-const REQUEST = 77;
-const REBUILDING: Installed = { ...INSTALLED, epoch: 2, role: 'rebuilding', joinedEpoch: 2 };
+import { FD, feed, INSTALLED, MIB, open, replies, request } from '../testing/worker-harness.ts';
 
 /** Why a copy ends, in the cases of a test below. */
 const REASONS = [
@@ -30,96 +16,6 @@ const REASONS = [
   /is being removed/,
   /source went away/,
 ];
-
-type Pull = Extract<FromWorker, { type: 'pull' }>;
-
-class Copying {
-  readonly h: Harness;
-  /** What the other replica holds. */
-  readonly source: Buffer;
-  readonly window = new SharedArrayBuffer(COPY_CHUNKS * COPY_CHUNK_BYTES);
-  readonly pulls: Pull[] = [];
-  #seen = 0;
-
-  constructor(seed: number, options: { installed?: Installed; poolBytes?: number } = {}) {
-    this.h = harness(seed, { sizeBytes: SIZE, installed: INSTALLED, ...options });
-    this.#writeOld();
-    if (options.installed !== INSTALLED) {
-      this.h.server.onMessage({
-        ...{ type: 'install', request: 5, id: 'vol', installed: REBUILDING, cut: 'all' },
-      });
-      this.h.settle();
-    }
-    this.source = Buffer.alloc(SIZE);
-    // Data and holes in runs of blocks.
-    for (let at = 0; at < SIZE; at += 4096) {
-      if (this.h.random() % 3 !== 0)
-        this.source.fill(1 + (this.h.random() % 200), at, Math.min(at + 4096, SIZE));
-    }
-  }
-
-  /** What the replica held when it fell behind. */
-  #writeOld(): void {
-    const socket = open(this.h);
-    for (let at = 0; at < SIZE; at += 65_536) {
-      const length = Math.min(65_536, SIZE - at);
-      feed(socket, request(nbd.NBD_CMD_WRITE, at, at, length), Buffer.alloc(length, 255));
-    }
-    this.h.settle();
-    assert.ok(this.content.every((byte) => byte === 255));
-    socket.clientClosed = true;
-    this.h.settle();
-  }
-
-  start(what: 'rebuild' | 'reconcile' | 'repair', bytesPerSecond = 0): void {
-    this.h.server.onMessage({
-      ...{ type: 'copy', request: REQUEST, id: 'vol', what, sinceEpoch: 0, bytesPerSecond },
-      ...{ regions: Uint32Array.of(0, 1, 2, 3), window: this.window },
-    });
-  }
-
-  /** One thing that can happen. False: nothing can. */
-  step(): boolean {
-    const { server, io, posted, random } = this.h;
-    for (; this.#seen < posted.length; this.#seen++) {
-      const message = posted[this.#seen]!;
-      if (message.type === 'pull') this.pulls.push(message);
-    }
-    if (this.pulls.length > 0 && random() % 4 === 0) {
-      this.answer(this.pulls.splice(random() % this.pulls.length, 1)[0]!);
-      return true;
-    }
-    if (random() % 3 === 0) server.onBatchEnd();
-    if (io.step()) return true;
-    server.onBatchEnd();
-    return io.step() || this.pulls.length > 0 || this.#seen < posted.length;
-  }
-
-  answer({ index, offset, length }: Pull, error: string | null = null): void {
-    const holes = new Uint8Array(Math.ceil(length / 4096));
-    const chunk = this.source.subarray(offset, offset + length);
-    for (let block = 0; block < holes.length; block++) {
-      if (chunk.subarray(block * 4096, (block + 1) * 4096).every((byte) => byte === 0)) holes[block] = 1;
-    }
-    new Uint8Array(this.window).set(chunk, index * COPY_CHUNK_BYTES);
-    this.h.server.onMessage({ type: 'pulled', request: REQUEST, id: 'vol', index, error, holes });
-  }
-
-  run(): void {
-    while (this.step()) {
-      // Until nothing can happen any more.
-    }
-  }
-
-  /** Undefined: it goes on. */
-  get outcome(): string | null | undefined {
-    return this.h.posted.find((message) => message.type === 'copied')?.error;
-  }
-
-  get content(): Buffer {
-    return this.h.io.files.get(FD)!.subarray(0, SIZE);
-  }
-}
 
 /** A write of the volume's one writer: it comes to the replica, and to the source, in any order. */
 function write(copying: Copying, socket: SimulatedSocket, cookie: number): () => void {
@@ -173,25 +69,6 @@ test('reconciling overwrites what is here, also the end of the volume', () => {
   copying.run();
   assert.equal(copying.outcome, null);
   assert.ok(copying.content.equals(copying.source));
-});
-
-test('a repair writes only what does not match its checksum', () => {
-  const copying = new Copying(2, { installed: INSTALLED });
-  const socket = open(copying.h);
-  feed(socket, request(nbd.NBD_CMD_WRITE, 1, 0, 65_536), Buffer.alloc(65_536, 9));
-  copying.run();
-  const file = copying.h.io.files.get(FD)!;
-  file.fill(0xee, 8192, 12_288);
-  copying.source.fill(5, 0, 65_536);
-  copying.start('repair');
-  copying.run();
-  assert.equal(copying.outcome, null);
-  const expected = Buffer.alloc(65_536, 9);
-  expected.fill(5, 8192, 12_288);
-  assert.ok(copying.content.subarray(0, 65_536).equals(expected));
-  feed(socket, request(nbd.NBD_CMD_READ, 2, 0, 65_536));
-  copying.run();
-  assert.deepEqual(replies(socket, new Map([[2, 65_536]])).get(2)!.data, expected);
 });
 
 test('whatever ends it, it is answered once, and gives everything back', () => {

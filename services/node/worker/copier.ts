@@ -1,5 +1,5 @@
 /**
- * Copies from other replicas into volumes of this worker: rebuilds, reconciling, repairs. The plan and the order of steps are
+ * Copies from other replicas into volumes of this worker: rebuilds, reconciling. The plan and the order of steps are
  * replication/resync.ts; the main thread reads from the source into memory shared with it, what is here is the disk.
  *
  *   read ─▶ pull (main thread) ─▶ range acquired, regions marked ─▶ what is not fresh: write · punch · merge ─▶ … ─▶ flush
@@ -15,10 +15,9 @@ import { planRebuild, planReconcile, Resync } from '../replication/resync.ts';
 import type { Admission } from './admission.ts';
 import { blockOf, spanOf } from './block-math.ts';
 import { UNIT_BYTES } from './buffer-pool.ts';
-import type { Connection } from './connection.ts';
+import type { Connection, LocalClient } from './connection.ts';
 import type { ConnectionTable } from './connection-table.ts';
-import { BLOCK_CHECK, BLOCK_MERGE, BLOCK_PUNCH, nextRun, planCopy } from './copy-plan.ts';
-import { EBADMSG } from './disk-errors.ts';
+import { BLOCK_MERGE, BLOCK_PUNCH, nextRun, planCopy } from './copy-plan.ts';
 import type { CopySteps, Engine } from './engine.ts';
 import { CMD_COPY, STEP_COPY_READ } from './file-operations.ts';
 import type { NodeMemory } from './node-io.ts';
@@ -64,7 +63,7 @@ export interface CopierHost {
   readonly nowMs: number;
 }
 
-export class Copier implements CopySteps {
+export class Copier implements LocalClient {
   readonly #slots: Slots;
   readonly #memory: RequestMemory;
   readonly #admission: Admission;
@@ -77,6 +76,11 @@ export class Copier implements CopySteps {
   readonly #chunkOfSlot = new Map<number, { readonly copy: Copy; readonly chunk: Chunk }>();
   /** Slots that copies hold. */
   #slotCount = 0;
+  readonly steps: CopySteps = {
+    copyOrdered: () => true,
+    copyGranted: (slot) => this.#granted(slot),
+    copyStep: (slot, step, matches) => this.#step(slot, step, matches),
+  };
 
   constructor(parts: {
     slots: Slots;
@@ -104,7 +108,7 @@ export class Copier implements CopySteps {
 
   /** Begins a copy; answered by `copied` when nothing of it is at work any more. */
   start(order: CopyOrder, volume: Volume): void {
-    const connection = this.#connections.admitLocal();
+    const connection = this.#connections.admitLocal(this);
     if (connection === null) {
       this.#post({ type: 'copied', request: order.request, error: 'too many copies at once' });
       return;
@@ -114,10 +118,8 @@ export class Copier implements CopySteps {
     const { table } = volume.integrity;
     const regions =
       order.what === 'rebuild'
-        ? planRebuild(table, order.regions, order.sinceEpoch)
-        : order.what === 'reconcile'
-          ? planReconcile(table, order.regions)
-          : [...order.regions].filter((region) => region < table.count);
+        ? planRebuild(table, order.regions, order.epoch)
+        : planReconcile(table, order.regions);
     const copy: Copy = {
       ...{ order, volume, connection, window: new Uint8Array(order.window) },
       pacer: new Pacer(order.bytesPerSecond, this.#host.nowMs),
@@ -130,7 +132,7 @@ export class Copier implements CopySteps {
             copy.toWrite.push(copy.chunks[index]!);
             this.#beginWrites(copy);
           },
-          write: (index, parts) => this.#write(copy, copy.chunks[index]!, parts),
+          write: (index, parts) => this.#write(copy.chunks[index]!, parts),
           flush: () => {
             copy.wantsFlush = true;
             this.#flush(copy);
@@ -188,18 +190,15 @@ export class Copier implements CopySteps {
     for (const copy of [...this.#copies.values()]) this.#advance(copy);
   }
 
-  copyGranted(slot: number): void {
+  #granted(slot: number): void {
     const { copy, chunk } = this.#chunkOfSlot.get(slot)!;
     copy.resync.granted(chunk.index);
   }
 
-  copyStep(slot: number, step: number, matches: boolean): void {
+  #step(slot: number, step: number, matches: boolean): void {
     const { copy, chunk } = this.#chunkOfSlot.get(slot)!;
     if (step !== STEP_COPY_READ) {
       this.#next(chunk);
-    } else if (chunk.kinds[chunk.block] === BLOCK_CHECK) {
-      if (matches) this.#next(chunk);
-      else this.#engine.copyWrite(slot, this.#blockOf(chunk), 1, this.#bufferAt(chunk));
     } else if (!matches) {
       this.#engine.copyDone(slot, nbd.NBD_EIO);
     } else {
@@ -258,11 +257,9 @@ export class Copier implements CopySteps {
   }
 
   /** The range is ours. */
-  #write(copy: Copy, chunk: Chunk, parts: readonly ByteRange[]): void {
+  #write(chunk: Chunk, parts: readonly ByteRange[]): void {
     chunk.parts = parts;
     chunk.kinds = planCopy(chunk, parts, chunk.holes);
-    // One that has ended gets no parts.
-    if (copy.order.what === 'repair' && parts.length > 0) chunk.kinds.fill(BLOCK_CHECK);
     this.#next(chunk);
   }
 
@@ -278,7 +275,7 @@ export class Copier implements CopySteps {
     const block = this.#blockOf(chunk);
     const count = run.end - run.start;
     if (run.kind === BLOCK_PUNCH) this.#engine.copyPunch(slot, block, count);
-    else if (run.kind === BLOCK_MERGE || run.kind === BLOCK_CHECK) this.#engine.copyRead(slot, block);
+    else if (run.kind === BLOCK_MERGE) this.#engine.copyRead(slot, block);
     else this.#engine.copyWrite(slot, block, count, this.#bufferAt(chunk));
   }
 
@@ -335,8 +332,6 @@ export class Copier implements CopySteps {
     const { connection, volume, order, outcome } = copy;
     if (copy.activeCount > 0 || connection.inFlight > 0 || !this.#copies.delete(order.request)) return;
     volume.copies--;
-    // What did not match is whole again; the next block that does not is news.
-    if (order.what === 'repair' && outcome.error === null && volume.failure === EBADMSG) volume.failure = 0;
     this.#connections.releaseLocal(connection);
     this.#post({ type: 'copied', request: order.request, error: outcome.error });
   }

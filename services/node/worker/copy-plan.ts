@@ -10,8 +10,6 @@ export const BLOCK_WRITE = 1;
 export const BLOCK_PUNCH = 2;
 /** Part of it is fresh: read, merged, written. */
 export const BLOCK_MERGE = 3;
-/** Read, and written only if it does not match its checksum. */
-export const BLOCK_CHECK = 4;
 
 export interface Run {
   readonly kind: number;

@@ -64,6 +64,8 @@ export interface EngineHost {
 
 /** Who goes through a copy's steps: the blocks of another replica that are written into a range of their own. */
 export interface CopySteps {
+  /** The range is the slot's own, nothing is marked yet. False: it was given back, the slot is done. */
+  copyOrdered(slot: number): boolean;
   /** The range is the slot's own, its regions are marked: the first step. */
   copyGranted(slot: number): void;
   /** A step is over. @param matches of STEP_COPY_READ: whether the block is what was once written */
@@ -71,8 +73,6 @@ export interface CopySteps {
 }
 
 export class Engine {
-  /** Set once, before the first copy. */
-  copies: CopySteps | null = null;
   readonly #slots: Slots;
   readonly #memory: RequestMemory;
   readonly #files: FileOperations;
@@ -148,7 +148,7 @@ export class Engine {
   /** Completion of the slot's operation. */
   complete(slot: number, result: number): void {
     if (result < 0) {
-      if (this.#slots.step[slot] === STEP_COPY_READ) this.copies!.copyStep(slot, STEP_COPY_READ, false);
+      if (this.#slots.step[slot] === STEP_COPY_READ) this.#steps(slot).copyStep(slot, STEP_COPY_READ, false);
       else this.#diskError(slot, -result);
       return;
     }
@@ -166,7 +166,7 @@ export class Engine {
       case STEP_COPY_PUNCH: {
         const start = this.#slots.spanBlock[slot]!;
         this.#volumeOf(slot).integrity.zeroed(start, start + this.#slots.spanLength[slot]! / UNIT_BYTES);
-        this.copies!.copyStep(slot, STEP_COPY_PUNCH, true);
+        this.#steps(slot).copyStep(slot, STEP_COPY_PUNCH, true);
         break;
       }
       default:
@@ -256,15 +256,12 @@ export class Engine {
       this.#batch.store(entry, integrity.checksums, first, count);
       if (step === STEP_WRITE) this.#finish(slot, nbd.NBD_OK);
       else if (step === STEP_WRITE_EDGE) this.#nextEdge(slot, first + 1);
-      else this.copies!.copyStep(slot, step, true);
+      else this.#steps(slot).copyStep(slot, step, true);
       return;
     }
     if (step === STEP_COPY_READ) {
-      this.copies!.copyStep(
-        slot,
-        step,
-        this.#batch.mismatch(entry, integrity.checksums, first, count) === -1,
-      );
+      const matches = this.#batch.mismatch(entry, integrity.checksums, first, count) === -1;
+      this.#steps(slot).copyStep(slot, step, matches);
       return;
     }
     const wrong = this.#batch.mismatch(entry, integrity.checksums, first, count);
@@ -331,6 +328,7 @@ export class Engine {
       this.#files.read(volume.fd, slot, STEP_READ, start, lengthBytes, slots.spanAt[slot]!);
       return;
     }
+    if (slots.type[slot] === CMD_COPY && !this.#steps(slot).copyOrdered(slot)) return;
     if (volume.fresh !== null) this.#noteFresh(volume, slot);
     const { integrity } = volume;
     if (integrity.begin(start, end)) {
@@ -373,7 +371,7 @@ export class Engine {
         this.#fallocate(slot, STEP_DEALLOCATE, PUNCH);
         break;
       case CMD_COPY:
-        this.copies!.copyGranted(slot);
+        this.#steps(slot).copyGranted(slot);
         break;
       default:
         this.#nextEdge(slot, this.#slots.rangeStart[slot]!);
@@ -442,6 +440,10 @@ export class Engine {
 
   copyPunch(slot: number, block: number, count: number): void {
     this.#files.punch(this.#volumeOf(slot).fd, slot, block, count);
+  }
+
+  #steps(slot: number): CopySteps {
+    return this.#host.connectionOf(slot).local!.steps!;
   }
 
   /** The last step is over: the range is given back. */

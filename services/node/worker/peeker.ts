@@ -3,7 +3,7 @@ import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import type { FromWorker, PeekOrder } from '../data/messages.ts';
 import type { Admission } from './admission.ts';
 import { spanOf } from './block-math.ts';
-import type { Connection } from './connection.ts';
+import type { Connection, LocalClient } from './connection.ts';
 import type { ConnectionTable } from './connection-table.ts';
 import { EIO } from './disk-errors.ts';
 import type { Engine } from './engine.ts';
@@ -18,7 +18,8 @@ interface Peek {
   begun: boolean;
 }
 
-export class Peeker {
+export class Peeker implements LocalClient {
+  readonly steps = null;
   readonly #slots: Slots;
   readonly #memory: RequestMemory;
   readonly #admission: Admission;
@@ -52,7 +53,7 @@ export class Peeker {
 
   /** Answered by `done`, with the bytes in the order's memory. */
   start(order: PeekOrder, volume: Volume): void {
-    const connection = this.#connections.admitLocal();
+    const connection = this.#connections.admitLocal(this);
     if (connection === null) {
       this.#post({ type: 'done', request: order.request, errno: EIO });
       return;
@@ -63,14 +64,11 @@ export class Peeker {
     this.serve(connection);
   }
 
-  /** It is read, or there is memory again. False: the connection is not one of a peek. */
-  serve(connection: Connection): boolean {
-    const peek = this.#peeks.get(connection);
-    if (peek === undefined) return false;
+  serve(connection: Connection): void {
+    const peek = this.#peeks.get(connection)!;
     const slot = connection.done.shift(this.#slots);
     if (slot !== NO_SLOT) this.#finish(connection, peek, slot);
     else if (!peek.begun) this.#begin(connection, peek);
-    return true;
   }
 
   #begin(connection: Connection, peek: Peek): void {

@@ -37,6 +37,7 @@ import { type NodeIo, OP_ACCEPT, OP_DISK, OP_RECEIVE, OP_RECEIVE_PAYLOAD, OP_SEN
 import { Peeker } from './peeker.ts';
 import { Receiver } from './receiver.ts';
 import { COMMIT_BASE, RegionCommitter } from './region-commit.ts';
+import { Repairer } from './repairer.ts';
 import { RequestMemory } from './request-memory.ts';
 import { Slots } from './slots.ts';
 import { Transmitter } from './transmitter.ts';
@@ -64,6 +65,7 @@ export class NodeServer {
   readonly #cleaner: Cleaner;
   readonly #commands: Commands;
   readonly #copier: Copier;
+  readonly #repairer: Repairer;
   readonly #peeker: Peeker;
   readonly #lifecycle: Lifecycle;
   #stopped = false;
@@ -104,9 +106,21 @@ export class NodeServer {
     const copier = new Copier({
       ...{ slots, memory, admission, engine, connections, nodeMemory, host: this, post },
     });
-    engine.copies = copier;
+    const repairer = new Repairer({
+      ...{ slots, memory, admission, engine, connections, nodeMemory, host: this, post },
+    });
     const peeker = new Peeker({ slots, memory, admission, engine, connections, nodeMemory, post });
-    const commands = new Commands({ volumes, engine, committer, cleaner, copier, peeker, host: this, post });
+    const commands = new Commands({
+      volumes,
+      engine,
+      committer,
+      cleaner,
+      copier,
+      repairer,
+      peeker,
+      host: this,
+      post,
+    });
     this.#lifecycle = new Lifecycle({
       ...{ settings, io, post, stats, slots, memory, connections, volumes },
       ...{ exports: commands.exports, engine, receiver, transmitter, host: this },
@@ -128,6 +142,7 @@ export class NodeServer {
     this.#cleaner = cleaner;
     this.#commands = commands;
     this.#copier = copier;
+    this.#repairer = repairer;
     this.#peeker = peeker;
     io.sink = this;
   }
@@ -150,6 +165,7 @@ export class NodeServer {
         this.#lifecycle.stopping = true;
         this.#lifecycle.closeAll(() => true);
         this.#copier.cancelAll(null, 'the node is stopping');
+        this.#repairer.cancelAll(null, 'the node is stopping');
         this.#stopIfDone();
         break;
       default:
@@ -218,6 +234,7 @@ export class NodeServer {
       }
     }
     this.#copier.onTick();
+    this.#repairer.onTick();
     this.#lifecycle.onTick(nowMs, this.#admission.someoneWaits);
   }
 
@@ -239,7 +256,7 @@ export class NodeServer {
         case ENTERING:
           break;
         case LOCAL:
-          if (!this.#peeker.serve(connection)) this.#copier.serve(connection);
+          connection.local!.serve(connection);
           break;
         default:
           this.#lifecycle.releaseIfIdle(connection);
@@ -250,7 +267,7 @@ export class NodeServer {
   #stopIfDone(): void {
     if (!this.#lifecycle.stopping || this.#stopped || this.#connections.count > 0) return;
     if (!this.#committer.idle || !this.#cleaner.idle || !this.#copier.idle) return;
-    if (!this.#peeker.idle) return;
+    if (!this.#peeker.idle || !this.#repairer.idle) return;
     this.#stopped = true;
     this.#onStopped();
   }
