@@ -3,13 +3,13 @@
  * protocol costs), then on a preallocated file of a disk with O_DIRECT.
  */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import { processTreeUs } from './cpu.ts';
 import { fioArguments, type Job, job, parseFio } from './fio.ts';
-import { startDaemon } from './processes.ts';
+import { runToEnd, startDaemon } from './processes.ts';
 import type { ReportLayout } from './report.ts';
 import { type Competitor, competitorOrFailure, type Metrics, runRounds } from './rounds.ts';
 import { SERVER_KINDS, type ServerKind, startServer } from './servers.ts';
@@ -25,6 +25,14 @@ interface Ground {
   readonly sizeBytes: number;
   readonly kinds: readonly ServerKind[];
 }
+
+/**
+ * The client has a CPU of its own, the servers have the others: a scheduler that packs what fits onto one CPU would otherwise
+ * put the two together whenever the server needs little, and show it slower for that.
+ */
+const CPU_LAST = availableParallelism() - 1;
+const CLIENT_CPUS = String(CPU_LAST);
+const SERVER_CPUS = CPU_LAST === 0 ? '0' : `0-${CPU_LAST - 1}`;
 
 /** Left out of the CPU window at either end of a run. */
 const MARGIN_S = 0.5;
@@ -107,7 +115,10 @@ export async function suiteNode(options: SuiteOptions): Promise<SuiteResult> {
   }
   return {
     sections,
-    facts: ['client: fio, nbd engine, on the same host; each job has a connection of its own'],
+    facts: [
+      'client: fio, nbd engine, on the same host; each job has a connection of its own',
+      `CPUs: client ${CLIENT_CPUS}, servers ${SERVER_CPUS}`,
+    ],
   };
 }
 
@@ -140,6 +151,8 @@ async function serve(
     direct: ground.direct,
   });
   cleanup.add(() => server.stop());
+  // Of all its threads; those to come inherit it.
+  await runToEnd(['taskset', '--all-tasks', '--cpu-list', '--pid', SERVER_CPUS, String(server.pid)]);
   const outputPath = join(ground.directory, `${kind}.json`);
   return {
     name: kind,
@@ -149,10 +162,11 @@ async function serve(
       const { rampS, runtimeS } = timing;
       const target = { uri: server.uri };
       const fio = startDaemon(
-        ['fio', ...fioArguments({ job: wanted, target, rampS, runtimeS, outputPath })],
-        {
-          netns: null,
-        },
+        [
+          ...['taskset', '--cpu-list', CLIENT_CPUS],
+          ...['fio', ...fioArguments({ job: wanted, target, rampS, runtimeS, outputPath })],
+        ],
+        { netns: null },
       );
       try {
         await sleep((rampS + MARGIN_S) * 1000);
