@@ -27,7 +27,7 @@ const USAGE = `usage: npm run bench -- [first|node|agent] [options]
   --server NAME   first, agent: node (ours) or nbdkit
   --patience S    for how long cells may wait for a quiet host, all in all
   --only LIST     only jobs whose name contains one of these, such as '4k read,64k'
-  --section LIST  agent: some of tap, loopback, peer, separated by commas
+  --section LIST  agent: some of tap, loopback, peer, separated by commas; node: memory, disk
   --device LIST   agent: these devices, such as nbd-client,fused-zc,fused-zc-x2; see test/bench/README.md
   --json FILE     also write every round and the medians to FILE`;
 
@@ -41,8 +41,9 @@ async function run(cleanup: Cleanup, signal: AbortSignal): Promise<number> {
   const suite = SUITES[name];
   if (suite === undefined || positionals.length > 1)
     throw usageError(`no such suite: ${positionals.join(' ')}`);
-  if (name !== 'agent' && (values.section ?? values.device) !== undefined)
-    throw usageError('--section and --device are for the suite agent');
+  if (name === 'first' && values.section !== undefined)
+    throw usageError('--section is for the suites agent and node');
+  if (name !== 'agent' && values.device !== undefined) throw usageError('--device is for the suite agent');
   const rounds = values.rounds === undefined ? null : Number(values.rounds);
   if (rounds !== null && !(Number.isInteger(rounds) && rounds >= 1)) throw usageError('--rounds: 1 or more');
 

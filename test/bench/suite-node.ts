@@ -19,6 +19,7 @@ import { selectJobs } from './suite-first.ts';
 const OURS: ServerKind = 'node';
 
 interface Ground {
+  readonly name: 'memory' | 'disk';
   readonly title: string;
   readonly directory: string;
   readonly direct: boolean;
@@ -82,6 +83,7 @@ export async function suiteNode(options: SuiteOptions): Promise<SuiteResult> {
   cleanup.add(() => rm(disk, { recursive: true, force: true }));
   const grounds: readonly Ground[] = [
     {
+      name: 'memory',
       title: 'A file in memory (/dev/shm)',
       directory: memory,
       direct: false,
@@ -89,6 +91,7 @@ export async function suiteNode(options: SuiteOptions): Promise<SuiteResult> {
       kinds: kinds.filter((kind) => kind !== 'nbdkit-memory'),
     },
     {
+      name: 'disk',
       title: `A preallocated file on disk with O_DIRECT (${disk})`,
       directory: disk,
       direct: true,
@@ -97,9 +100,14 @@ export async function suiteNode(options: SuiteOptions): Promise<SuiteResult> {
       kinds: kinds.filter((kind) => kind === OURS || kind.startsWith('qemu')),
     },
   ];
+  for (const asked of options.sections ?? []) {
+    if (!grounds.some(({ name }) => name === asked))
+      throw new BlockwireError('BW_INVALID_ARGUMENT', `--section ${asked}: memory, disk`);
+  }
   const timing = quick ? { rampS: 1, runtimeS: 3 } : { rampS: 2, runtimeS: 8 };
   const sections = [];
   for (const ground of grounds) {
+    if (options.sections?.includes(ground.name) === false) continue;
     onProgress(`${ground.title}: starting ${ground.kinds.join(', ')}`);
     const competitors: Competitor[] = [];
     for (const kind of ground.kinds) {
