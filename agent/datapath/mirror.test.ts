@@ -31,6 +31,8 @@ class Bench implements MirrorHost {
   readonly completed: [tag: number, result: number][] = [];
   readonly lost: number[] = [];
   readonly passed: string[] = [];
+  /** Whether the mirror was settled whenever a fence had passed. */
+  readonly settled: boolean[] = [];
 
   constructor(replicaCount: number) {
     this.links = Array.from({ length: replicaCount }, () => new FakeLink());
@@ -49,6 +51,7 @@ class Bench implements MirrorHost {
 
   fencePassed(fence: string): void {
     this.passed.push(fence);
+    this.settled.push(this.mirror.isSettled);
   }
 
   start(tag: number, operation: number, offset = 0, length = 4096): void {
@@ -532,6 +535,27 @@ test('a member that left and joined again leaves first, its link with it', () =>
     [0, 1],
   );
   assert.equal(bench.mirror.isSettled, false);
+  bench.mirror.linkUp(1);
+  assert.equal(bench.mirror.isSettled, true);
+});
+
+test('writes that end as a member leaves do not pass the barrier that it is to join behind', () => {
+  const bench = new Bench(3);
+  bench.mirror.membership(0b011);
+  bench.down(2);
+  bench.start(0, Operation.WRITE);
+  bench.start(1, Operation.WRITE, 0);
+  bench.answer(0, 0);
+  bench.mirror.membership(0b011, 0b100, 0b100);
+  bench.mirror.linkUp(2);
+  bench.down(1);
+  bench.mirror.membership(0b001, 0b110, 0b010);
+  assert.deepEqual(bench.completed, [[0, 4096]]);
+  assert.deepEqual([bench.passed, bench.settled], [['join'], [false]]);
+  assert.equal(bench.mirror.isSettled, false);
+  assert.deepEqual(bench.lost, [1]);
+  bench.answer(0, 1);
+  bench.answer(2, 1);
   bench.mirror.linkUp(1);
   assert.equal(bench.mirror.isSettled, true);
 });

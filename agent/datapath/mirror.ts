@@ -216,19 +216,14 @@ export class Mirror implements OrderHost {
   /**
    * The control plane's word on who is in sync and who is being rebuilt, a bit each. One that was in sync and is being
    * rebuilt now leaves, and joins when its link has been down and is up again. So do those in `rejoined`: they left and
-   * became members again since the last membership, or another replica has their place.
+   * became members again since the last membership, or another replica has their place. All masks change before the
+   * first link is closed: a write that ends with it may pass the barrier's fence.
    */
   membership(inSync: number, rebuilding = 0, rejoined = 0): void {
     if (this.#failing) return;
-    const members = this.writtenMask | this.#joining;
-    if ((rejoined & members) !== 0) this.#goBy(inSync & ~rejoined, rebuilding & ~rejoined);
-    this.#goBy(inSync, rebuilding);
-  }
-
-  #goBy(inSync: number, rebuilding: number): void {
     const before = this.writtenMask | this.#joining;
-    const joined = rebuilding & this.#joined;
-    const left = before & ~(inSync | joined | (rebuilding & this.#joining));
+    const joined = rebuilding & this.#joined & ~rejoined;
+    const left = before & (rejoined | ~(inSync | joined | (rebuilding & this.#joining)));
     // Everything reported is answered by this: those that are still members are waited for, or reported again.
     const kept = this.#lost & before & ~left;
     this.#inSync = inSync;
@@ -239,9 +234,11 @@ export class Mirror implements OrderHost {
     for (let replica = 0; replica < this.#links.length; replica++) {
       const bit = 1 << replica;
       if ((left & bit) !== 0) {
+        this.#leaving |= bit;
         this.#links[replica]!.close();
-        if ((this.#up & bit) === 0) this.#forget(replica);
-        else this.#leaving |= bit;
+        if ((this.#up & bit) !== 0) continue;
+        this.#leaving &= ~bit;
+        this.#forget(replica);
       } else if ((kept & bit) !== 0) {
         if ((this.#up & bit) !== 0) this.#resume(replica);
         else this.#loseOrWait(replica, 'it does not answer');
