@@ -6,6 +6,7 @@ import type {
   DeviceReport,
   Membership,
   NodeAction,
+  Policy,
   Timing,
 } from '@blockwire/control/domain/context.ts';
 import { DEFAULT_POLICY, DEFAULT_TIMING } from '@blockwire/control/domain/context.ts';
@@ -23,7 +24,7 @@ import {
   type VolumeRecord,
   volumes,
 } from '@blockwire/control/domain/records.ts';
-import { registerAgent, registerNode } from '@blockwire/control/domain/registry.ts';
+import { registerAgent, registerNode, setDraining } from '@blockwire/control/domain/registry.ts';
 import { TombstoneCollector } from '@blockwire/control/domain/tombstones.ts';
 import { MemoryStore } from '@blockwire/control/store/memory.ts';
 import type { Change, CommitResult, MetadataStore } from '@blockwire/control/store/store.ts';
@@ -43,6 +44,7 @@ const TIMING: Timing = {
   ...{ detachMs: 1500, reconcileMs: 4000, membershipMs: 1500, deleteReplicaMs: 1000, createReplicaMs: 1000 },
   ...{ resizeMs: 600, pauseMsMin: 100, pauseMsMax: 800 },
 };
+const POLICY: Policy = { ...DEFAULT_POLICY, replaceAfterMs: 900 };
 const COMMIT_MS = 0.5;
 const SWEEP_MS = 150;
 const RPC_MS_MAX = 600;
@@ -53,7 +55,12 @@ const SILENT = { info() {}, warn() {}, error() {}, debug() {} } as unknown as Lo
 
 interface NodeMember {
   readonly kind: 'node';
-  readonly replica: () => { readonly generation: number; readonly epoch: number; readonly unclean: boolean };
+  /** Null: it has none. */
+  readonly replica: () => {
+    readonly generation: number;
+    readonly epoch: number;
+    readonly unclean: boolean;
+  } | null;
 }
 
 interface AgentMember {
@@ -111,7 +118,7 @@ class Daemon {
     };
     this.context = {
       exportNames: { nameOf: ({ id }) => id },
-      ...{ store, events, log: SILENT, timing: TIMING, policy: DEFAULT_POLICY, now: () => world.now, newId },
+      ...{ store, events, log: SILENT, timing: TIMING, policy: POLICY, now: () => world.now, newId },
       nodeFleet: new Fleet({
         ...{ ...shared, noun: 'node', offlineCode: 'BW_NODE_OFFLINE', unknownCode: 'BW_NODE_NOT_FOUND' },
         onChange: (_id, online) => online && this.#memberCame(world),
@@ -219,18 +226,26 @@ export class SimControl {
 
   /** Something the operator asks; null when nobody is there to answer, or the process dies meanwhile. */
   ask<T>(
-    run: (attachments: Attachments) => Promise<T>,
+    run: (attachments: Attachments, context: Context) => Promise<T>,
     answered: (answer: T | BlockwireError) => void,
   ): boolean {
     const daemon = this.#daemon;
     if (daemon === null) return false;
     const { world } = this.#host;
     world.touch();
-    run(daemon.attachments).then(
+    run(daemon.attachments, daemon.context).then(
       (answer) => daemon.process.enter(() => answered(answer)),
       (error: unknown) => daemon.process.enter(() => answered(toBlockwireError(error))),
     );
     return true;
+  }
+
+  /** A node is to be emptied, or not any more. */
+  drain(nodeId: string, isDraining: boolean, done: () => void): void {
+    this.ask(
+      (_attachments, context) => setDraining(context, nodeId, isDraining),
+      (answer) => !isError(answer) && done(),
+    );
   }
 
   /** A member registers, watches and sends heartbeats for as long as its process lives. */
@@ -388,7 +403,8 @@ export class SimControl {
         ...{ capacityBytes: 2 ** 40, freeBytes: 2 ** 40 },
       };
       rebuilder.nodeRestarted(id);
-      await registerNode(context, node, [{ volumeId: VOLUME_ID, ...member.replica() }]);
+      const replica = member.replica();
+      await registerNode(context, node, replica === null ? [] : [{ volumeId: VOLUME_ID, ...replica }]);
     } else {
       const devices = member.devices();
       await registerAgent(context, { id, host: id, version: '0', datapaths: ['copy'] });
@@ -452,9 +468,11 @@ export class SimControl {
   }
 
   #mutated(changes: readonly Change[]): readonly Change[] {
-    if (this.#host.mutation !== 'keep-rebuild-of-old-writer') return changes;
+    const { mutation } = this.#host;
+    if (mutation !== 'keep-rebuild-of-old-writer' && mutation !== 'remove-before-sync') return changes;
     return changes.map((change) => {
       if (!change.key.startsWith('volume/')) return change;
+      if (mutation === 'remove-before-sync') return withoutReplaced(change);
       const next = change.value as unknown as VolumeRecord;
       const before = this.volume;
       if (next.generation === before.generation) return change;
@@ -472,6 +490,14 @@ export class SimControl {
       this.#host.onVolume(this.#volume);
     }
   }
+}
+
+/** Drops what is to be replaced as soon as its replacement is named, for a mutation. */
+function withoutReplaced(change: Change): Change {
+  const volume = change.value as unknown as VolumeRecord;
+  const replaced = volume.replicas.map(({ replaces }) => replaces);
+  const replicas = volume.replicas.filter(({ nodeId }) => !replaced.includes(nodeId));
+  return { ...change, value: { ...volume, replicas } } as unknown as Change;
 }
 
 /** A context that does not wait for nodes to install anything, for a mutation. */

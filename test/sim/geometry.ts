@@ -13,6 +13,11 @@ export const SIZE_BYTES = 516 * REGION_SIZE_BYTES;
 /** What a rebuild copies at a time. */
 export const CHUNK_BYTES = 2 * UNIT_BYTES;
 
+/** Others hold nothing. */
+export function isUsed(region: number): boolean {
+  return REGIONS.includes(region);
+}
+
 /** Where a unit lies. */
 export function offsetOf(unit: number): number {
   return (

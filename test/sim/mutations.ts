@@ -28,6 +28,7 @@ export const MUTATIONS = {
   'read-from-left': 'a queue shows what it reads from a replica that another queue goes on without',
   'answer-before-install':
     'the control plane answers a loss before the survivors know, and they count marks of any epoch',
+  'remove-before-sync': 'a replica is gone before the one in its place is in sync',
   'ignore-versions': 'a commit takes place whatever another control plane has committed meanwhile',
   'skip-reconcile': 'a new writer begins without reconciling',
   'keep-rebuild-of-old-writer': 'a rebuild outlives its writer',

@@ -1,25 +1,18 @@
-/** A storage node: one process after the other on one disk, its conversation with the control plane, its rebuilds. */
-
-import type { NodeAction, ResyncOrder } from '@blockwire/control/domain/context.ts';
-import { endsCopies, ReplicaMembership } from '@blockwire/node/replication/membership.ts';
-import { planRebuild, planReconcile, Resync } from '@blockwire/node/replication/resync.ts';
-import { REGION_SIZE_BYTES } from '@blockwire/node/store/region-table.ts';
+/** A storage node: one process after the other on one disk, and its conversation with the control plane. */
+import type { NodeAction } from '@blockwire/control/domain/context.ts';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { SimControl } from './control.ts';
 import { Disk } from './disk.ts';
-import { CHUNK_BYTES, offsetOf, SIZE_BYTES } from './geometry.ts';
 import type { Mutation } from './mutations.ts';
 import { type Connection, connect, type Network, type Peer, Process } from './network.ts';
-import { type RepairOrder, Repairs } from './repairs.ts';
-import { REGION_WORDS, SimReplica, unitsOf } from './replica.ts';
-import { ForgetfulMap, Sessions } from './sessions.ts';
+import type { RepairOrder } from './repairs.ts';
+import { REGION_WORDS } from './replica.ts';
+import { type Reply, ServedReplica } from './served.ts';
 import type { ToClient, ToNode } from './wire.ts';
 import type { World } from './world.ts';
 
 const HEARTBEAT_MS = 200;
 const TICK_MS = 250;
-const RETRY_MS = 200;
-const STALL_MS_MAX = 1500;
 
 export interface Cluster {
   readonly world: World;
@@ -34,40 +27,47 @@ export interface Cluster {
   onLoss(lossEpoch: number): void;
 }
 
-type Reply = (error: BlockwireError | null) => void;
-
-interface Running {
-  readonly key: string;
-  readonly resync: { cancel(reason: string): void };
-}
-
 export class SimNode {
   readonly id: string;
-  readonly disk: Disk;
   readonly #cluster: Cluster;
+  #disk: Disk | null = null;
   #daemon: NodeDaemon | null = null;
 
   constructor(cluster: Cluster, id: string) {
     this.#cluster = cluster;
     this.id = id;
-    this.disk = new Disk(cluster.world, REGION_WORDS, {
-      ...{ generation: 1, epoch: 1, role: 'inSync', joinedEpoch: 1, uncleanEpoch: null },
-    });
   }
 
   get process(): Process | null {
     return this.#daemon?.process ?? null;
   }
 
+  /** What its replica is on; null without one. */
+  get disk(): Disk | null {
+    return this.#disk;
+  }
+
+  /** An empty replica. */
+  createReplica({ generation, epoch }: { readonly generation: number; readonly epoch: number }): Disk {
+    this.#disk = new Disk(this.#cluster.world, REGION_WORDS, {
+      ...{ generation, epoch, role: 'inSync', joinedEpoch: epoch, uncleanEpoch: null },
+    });
+    return this.#disk;
+  }
+
+  deleteReplica(): void {
+    this.#disk = null;
+  }
+
   start(): void {
     if (this.#daemon !== null) return;
-    this.#daemon = new NodeDaemon(this.#cluster, this.id, this.disk);
+    this.#daemon = new NodeDaemon(this.#cluster, this);
   }
 
   /** @param power whether the machine fails, and with it the disk's cache */
   kill(power: boolean): void {
-    if (power) this.disk.powerFailed();
-    else this.disk.processKilled();
+    if (power) this.disk?.powerFailed();
+    else this.disk?.processKilled();
     if (this.#daemon !== null) {
       this.#daemon.process.hasLostPower = power;
       this.#daemon.process.kill();
@@ -76,7 +76,7 @@ export class SimNode {
   }
 
   accept(connection: Connection<ToClient>): Peer<ToNode> {
-    return this.#daemon!.sessions.accept(connection);
+    return this.#daemon!.accept(connection);
   }
 
   command(process: Process, commandId: string, action: NodeAction): void {
@@ -84,64 +84,48 @@ export class SimNode {
   }
 
   repair(process: Process, order: RepairOrder): void {
-    if (this.#daemon?.process === process) this.#daemon.repairs.order(order);
+    if (this.#daemon?.process === process) this.#daemon.repair(order);
   }
 }
 
 class NodeDaemon {
   readonly process: Process;
-  readonly sessions: Sessions;
-  readonly repairs: Repairs;
   readonly #cluster: Cluster;
-  readonly #id: string;
-  readonly #disk: Disk;
-  readonly #membership: ReplicaMembership;
-  readonly #replica: SimReplica;
+  readonly #node: SimNode;
+  #served: ServedReplica | null;
   /** Commands, one at a time. */
   readonly #turns: (() => void)[] = [];
   #isBusy = false;
-  #running: Running | null = null;
-  #attempts = 0;
 
-  constructor(cluster: Cluster, id: string, disk: Disk) {
-    const { world, mutation } = cluster;
+  constructor(cluster: Cluster, node: SimNode) {
+    const { world } = cluster;
+    const { id, disk } = node;
     this.#cluster = cluster;
-    this.#id = id;
-    this.#disk = disk;
+    this.#node = node;
     this.process = new Process(world, id);
-    this.#replica = new SimReplica({ process: this.process, disk, mutation });
-    this.#noticePowerLoss();
-    // What does not match in a region that was dirty is taken for the end's doing, and its checksum computed anew: rot
-    // there goes unnoticed, which nobody promised otherwise.
-    const { table } = this.#replica;
-    disk.unrot((unit) => table.isDirty(Math.floor(offsetOf(unit) / REGION_SIZE_BYTES)));
-    this.#membership = new ReplicaMembership(disk.installed);
-    this.sessions = new Sessions({
-      ...{ world, membership: this.#membership, replica: this.#replica, mutation },
-      enter: (run) => this.process.enter(run),
-      onDamage: (units) => this.repairs.note(units),
-    });
-    this.repairs = new Repairs({
-      ...{ world, process: this.process, replica: this.#replica, membership: this.#membership, mutation },
-      openPeer: (nodeId, peer) => this.#openPeer(cluster.node(nodeId), peer),
-      report: (regions) => cluster.control.reportDamage(this.process, { nodeId: id, regions }),
-    });
-    this.process.every(TICK_MS, () => {
-      this.#replica.tick();
-      this.repairs.tick();
-    });
+    this.#served = disk === null ? null : this.#serve(disk);
+    this.process.every(TICK_MS, () => this.#served?.tick());
     cluster.control.join({
       ...{ kind: 'node', id, process: this.process, heartbeatMs: HEARTBEAT_MS },
-      replica: () => {
-        const { generation, epoch, uncleanEpoch } = this.#membership.installed;
-        return { generation, epoch, unclean: uncleanEpoch !== null };
-      },
+      replica: () => this.#served?.state ?? null,
     });
+  }
+
+  accept(connection: Connection<ToClient>): Peer<ToNode> {
+    if (this.#served !== null) return this.#served.sessions.accept(connection);
+    return {
+      received: () => connection.send({ type: 'refused', code: 'BW_REPLICA_NOT_FOUND' }),
+      closed: () => {},
+    };
+  }
+
+  repair(order: RepairOrder): void {
+    this.#served?.repairs.order(order);
   }
 
   command(commandId: string, action: NodeAction): void {
     const reply: Reply = (error) => {
-      this.#cluster.control.completeNode(this.process, this.#id, commandId, error);
+      this.#cluster.control.completeNode(this.process, this.#node.id, commandId, error);
       this.#nextTurn();
     };
     this.#turns.push(() => this.#carryOut(action, reply));
@@ -156,195 +140,49 @@ class NodeDaemon {
 
   #carryOut(action: NodeAction, reply: Reply): void {
     try {
-      if (action.kind === 'installEpoch') this.#install(action, reply);
-      else if (action.kind === 'rebuild') this.#rebuild(action, reply);
-      else if (action.kind === 'reconcile') this.#reconcile(action, reply);
-      else reply(null);
+      if (action.kind === 'createReplica') this.#create(action, reply);
+      else if (action.kind === 'deleteReplica') this.#delete(reply);
+      else this.#order(this.#replica(), action, reply);
     } catch (error) {
       reply(toBlockwireError(error));
     }
   }
 
-  #install(action: Extract<NodeAction, { kind: 'installEpoch' }>, reply: Reply): void {
-    const { mutation, world } = this.#cluster;
-    const installation = this.#membership.prepare(action);
-    const { installed } = installation;
-    this.#disk.writeDescriptor(installed, () =>
-      this.process.enter(() => {
-        const before = this.#membership.installed;
-        this.#membership.commit(installation);
-        if (mutation === 'ignore-fresh' && this.#membership.fresh !== null) this.#forgetFresh();
-        if (endsCopies(before, installed)) this.#running?.resync.cancel('the membership has changed');
-        world.note(1, installed.epoch, () => `${this.#id} installs ${JSON.stringify(installed)}`);
-        const isSkipped =
-          (mutation === 'no-cut-on-rebuild' && installation.cut === 'all') ||
-          (mutation === 'no-fence' && installation.cut === 'olderGenerations');
-        this.sessions.cut(isSkipped ? 'none' : installation.cut, installed.generation, () =>
-          this.#replica.installEpoch(installed.epoch, () => reply(null)),
-        );
-      }),
-    );
+  #order(served: ServedReplica, action: NodeAction, reply: Reply): void {
+    if (action.kind === 'installEpoch') served.install(action, reply);
+    else if (action.kind === 'rebuild') served.rebuild(action, reply);
+    else if (action.kind === 'reconcile') served.reconcile(action, reply);
+    else reply(null);
   }
 
-  /** Started, its end is reported. The same one again is the one under way. */
-  #rebuild(action: Extract<NodeAction, { kind: 'rebuild' }>, reply: Reply): void {
-    const { joinedEpoch, sinceEpoch, sourceNodeId } = action;
-    const { installed, fresh } = this.#membership;
-    if (installed.role !== 'rebuilding' || installed.joinedEpoch !== joinedEpoch) {
-      throw new BlockwireError('BW_CONFLICT', 'this rebuild is not the one under way');
-    }
-    const key = `rebuild/${joinedEpoch}`;
-    if (this.#running?.key !== key) {
-      const plan = (regions: readonly number[]): number[] =>
-        this.#cluster.mutation === 'skip-own-intents'
-          ? [...regions]
-          : planRebuild(this.#replica.table, regions, sinceEpoch);
-      this.#resync({ key, action, sinceEpoch, fresh, plan }, (error) => {
-        const { volumeId } = action;
-        this.#report({ nodeId: this.#id, volumeId, joinedEpoch, sourceNodeId, error });
-      });
-    }
+  #create(action: Extract<NodeAction, { kind: 'createReplica' }>, reply: Reply): void {
+    const { world } = this.#cluster;
+    world.note(6, action.epoch, () => `${this.#node.id} creates a replica at epoch ${action.epoch}`);
+    this.#served ??= this.#serve(this.#node.createReplica(action));
     reply(null);
   }
 
-  /** Answered when it has ended. */
-  #reconcile(action: Extract<NodeAction, { kind: 'reconcile' }>, reply: Reply): void {
-    const { installed } = this.#membership;
-    if (installed.generation !== action.generation || installed.epoch !== action.epoch) {
-      throw new BlockwireError('BW_EPOCH_OLD', 'the membership has changed');
+  #delete(reply: Reply): void {
+    const served = this.#served;
+    if (served === null) {
+      reply(null);
+      return;
     }
-    const plan = (regions: readonly number[]): number[] => planReconcile(this.#replica.table, regions);
-    this.#resync({ key: `reconcile/${action.epoch}`, action, sinceEpoch: null, fresh: null, plan }, (error) =>
-      reply(error === null ? null : new BlockwireError('BW_PEER_UNREACHABLE', error)),
-    );
-  }
-
-  #report(report: Parameters<SimControl['rebuildEnded']>[1]): void {
-    this.#cluster.control.rebuildEnded(this.process, report, (isAnswered) => {
-      if (!isAnswered) this.process.after(RETRY_MS, () => this.#report(report));
+    served.end(() => {
+      this.#cluster.world.note(7, 0, () => `${this.#node.id} deletes its replica`);
+      this.#served = null;
+      this.#node.deleteReplica();
+      reply(null);
     });
   }
 
-  #resync(
-    job: {
-      readonly key: string;
-      readonly action: ResyncOrder;
-      readonly sinceEpoch: number | null;
-      readonly fresh: ReplicaMembership['fresh'];
-      readonly plan: (regions: readonly number[]) => number[];
-    },
-    ended: (error: string | null) => void,
-  ): void {
-    const { world, mutation } = this.#cluster;
-    const { key, action, fresh, plan } = job;
-    this.#running?.resync.cancel('another one begins');
-    const owner = -1 - ++this.#attempts;
-    let resync: Resync | null = null;
-    let isOver = false;
-    let progressAt = world.now;
-    const chunks = new Map<number, { offset: number; length: number; values: readonly number[] }>();
-    const end = (error: string | null): void => {
-      if (isOver) return;
-      isOver = true;
-      if (this.#running === running) this.#running = null;
-      connection.close();
-      world.note(2, 0, () => `${this.#id} ${key} from ${action.sourceNodeId} ended: ${error ?? 'done'}`);
-      ended(error);
-    };
-    const cancel = (reason: string): void => {
-      if (resync === null) end(reason);
-      else resync.cancel(reason);
-    };
-    const running: Running = { key, resync: { cancel } };
-    this.#running = running;
-    const begin = (regions: readonly number[]): void => {
-      const planned = plan(regions);
-      world.note(3, planned.length, () => `${this.#id} ${key} copies regions ${planned.join(' ')}`);
-      const started = new Resync({
-        ...{ regions: planned, sizeBytes: SIZE_BYTES, chunkBytes: CHUNK_BYTES, parallel: 3, fresh },
-        host: {
-          read: (slot, offset, length) => {
-            chunks.set(slot, { offset, length, values: [] });
-            connection.send({ type: 'read', tag: slot, offset, length });
-          },
-          acquire: (slot, offset, length) =>
-            this.#replica.exclusively({
-              owner,
-              range: { offset, length },
-              parts: () => {
-                written = [];
-                started.granted(slot);
-                return written;
-              },
-              ended: (outcome) => started.written(slot, outcome === 'done' ? null : outcome),
-            }),
-          write: (slot, parts) => {
-            const chunk = chunks.get(slot)!;
-            const all = unitsOf(chunk);
-            written = parts.map((part) => {
-              const units = unitsOf(part);
-              return { units, values: units.map((unit) => chunk.values[all.indexOf(unit)]!) };
-            });
-          },
-          flush: () => {
-            if (mutation === 'no-flush-after-rebuild') started.flushed(null);
-            else this.#replica.flush(() => started.flushed(null));
-          },
-          ended: end,
-        },
-      });
-      resync = started;
-      started.start();
-    };
-    let written: { units: number[]; values: number[] }[] = [];
-    const source = this.#cluster.node(action.sourceNodeId);
-    const connection = this.#openPeer(source, {
-      received: (message) => {
-        progressAt = world.now;
-        if (isOver) return;
-        if (message.type === 'refused') {
-          cancel(`refused: ${message.code}`);
-        } else if (message.type === 'welcome') {
-          connection.send({ type: 'status', sinceEpoch: job.sinceEpoch });
-        } else if (message.type === 'regions') {
-          begin(message.regions);
-        } else if (message.type === 'data') {
-          chunks.set(message.tag, { ...chunks.get(message.tag)!, values: message.values });
-          resync?.readDone(message.tag, null);
-        } else if (message.type === 'done') {
-          resync?.readDone(message.tag, 'the source cannot read it');
-        }
-      },
-      closed: () => cancel('the source went away'),
-    });
-    const { generation, epoch } = this.#membership.installed;
-    const claim = { generation, epoch, kind: 'peer' } as const;
-    connection.send({ type: 'hello', claim, link: `${this.#id}/peer`, attempt: this.#attempts });
-    const watch = (): void => {
-      if (isOver) return;
-      if (world.now - progressAt > STALL_MS_MAX) cancel('the source is silent');
-      else this.process.after(STALL_MS_MAX / 3, watch);
-    };
-    watch();
+  #serve(disk: Disk): ServedReplica {
+    return new ServedReplica(this.#cluster, this.#node.id, this.process, disk);
   }
 
-  #openPeer(source: SimNode, clientPeer: Peer<ToClient>): Connection<ToNode> {
-    const { world, network } = this.#cluster;
-    return openConnection({ world, network, client: this.process, node: source, clientPeer });
-  }
-
-  #forgetFresh(): void {
-    Object.defineProperty(this.#membership, 'fresh', { value: new ForgetfulMap(), configurable: true });
-  }
-
-  #noticePowerLoss(): void {
-    const { mutation } = this.#cluster;
-    const hadIntents = !this.#replica.table.intents().next().done;
-    if (this.#disk.lostPower && hadIntents && mutation !== 'ignore-power-loss') {
-      const { installed } = this.#disk;
-      this.#disk.installed = { ...installed, uncleanEpoch: installed.uncleanEpoch ?? installed.epoch };
-    }
-    this.#disk.lostPower = false;
+  #replica(): ServedReplica {
+    if (this.#served !== null) return this.#served;
+    throw new BlockwireError('BW_REPLICA_NOT_FOUND', 'there is no replica here');
   }
 }
 

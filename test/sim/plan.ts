@@ -29,6 +29,7 @@ export type FaultKind =
   | 'replace-control'
   | 'move'
   | 'detach'
+  | 'drain'
   | 'blackout';
 
 export interface Fault {
@@ -41,7 +42,10 @@ export interface Fault {
 
 export interface Plan {
   readonly seed: number;
+  /** Of the volume's replicas. */
   readonly nodeCount: number;
+  /** Further ones, to which replicas may move. */
+  readonly spareCount: number;
   readonly agentCount: number;
   readonly ops: readonly Op[];
   readonly faults: readonly Fault[];
@@ -71,6 +75,7 @@ const KINDS: readonly (readonly [FaultKind, number])[] = [
   ['replace-control', 3],
   ['move', 4],
   ['detach', 1],
+  ['drain', 3],
   ['blackout', 1],
 ];
 
@@ -78,6 +83,7 @@ export function drawPlan(seed: number): Plan {
   const random = new Random(Math.imul(seed, 0x9e3779b1) ^ 0x5bd1e995);
   const between = (low: number, high: number): number => low + random.below(high - low + 1);
   const nodeCount = random.oneIn(3) ? 2 : 3;
+  const spareCount = random.oneIn(2) ? 1 : 0;
   const agentCount = 2;
   const queueCount = random.oneIn(2) ? 1 : between(2, 3);
   const endMs = between(2500, 6000);
@@ -116,7 +122,7 @@ export function drawPlan(seed: number): Plan {
   if (random.oneIn(2)) faults.push(...drawScenario(random, nodeCount, between(300, endMs)));
   faults.sort((a, b) => a.atMs - b.atMs);
   const checkpointMs = random.oneIn(2) ? between(20, 80) : between(80, 400);
-  return { seed, nodeCount, agentCount, queueCount, ops, faults, endMs, checkpointMs };
+  return { seed, nodeCount, spareCount, agentCount, queueCount, ops, faults, endMs, checkpointMs };
 }
 
 /** Faults that make each other worse. */
@@ -129,7 +135,7 @@ function drawScenario(random: Random, nodeCount: number, atMs: number): Fault[] 
   const soonMs = 20 + random.below(400);
   const nodeFault = random.oneIn(2) ? 'kill-node' : 'power-node';
   const others = Array.from({ length: nodeCount - 1 }, (_, i) => target + 1 + i);
-  switch (random.below(9)) {
+  switch (random.below(10)) {
     // A writer and a slow replica end together: its last writes are on the others only.
     case 0:
       return [
@@ -177,6 +183,17 @@ function drawScenario(random: Random, nodeCount: number, atMs: number): Fault[] 
       return [
         fault('rot', 0, 5),
         { ...fault('isolate-node', random.below(400), 500 + random.below(1000)), target: target + 1 },
+      ];
+    // A replica moves, and either end of the move fails, or who directs it.
+    case 8:
+      return [
+        fault('drain', 0, 1500 + random.below(1500)),
+        random.oneIn(2)
+          ? {
+              ...fault(nodeFault, soonMs, 5 + random.below(300)),
+              target: target + random.below(2) * nodeCount,
+            }
+          : fault('replace-control', random.below(100), 200 + random.below(1000)),
       ];
     // The last one left loses power.
     default:

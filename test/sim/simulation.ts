@@ -5,6 +5,7 @@ import { newVolume } from '@blockwire/control/domain/volume-state.ts';
 import { SimAgent } from './agent.ts';
 import { DEVICE_OPTIONS, isError, SimControl, VOLUME_ID } from './control.ts';
 import type { SimDevice } from './device.ts';
+import type { Disk } from './disk.ts';
 import { offsetOf, SIZE_BYTES, UNIT_BYTES, UNITS_COUNT } from './geometry.ts';
 import { History } from './history.ts';
 import type { Mutation } from './mutations.ts';
@@ -55,6 +56,9 @@ class Simulation implements Cluster {
   #operation = 0;
   #attachmentCount = 0;
   #nextAgent = 0;
+  /** By node: whether the operator wants it drained, and whether the control plane knows. */
+  readonly #drained = new Map<string, boolean>();
+  readonly #knownDrained = new Map<string, boolean>();
   /** What the operator is to do besides keeping the volume attached. */
   #wish: 'move' | 'detach' | null = null;
   #writeCount = 0;
@@ -78,7 +82,8 @@ class Simulation implements Cluster {
       agentCommand: (id, process, commandId, action) =>
         this.#agents.find((agent) => agent.id === id)!.command(process, commandId, action),
     });
-    this.#nodes = Array.from({ length: plan.nodeCount }, (_, i) => new SimNode(this, `node-${i + 1}`));
+    const nodeCount = plan.nodeCount + plan.spareCount;
+    this.#nodes = Array.from({ length: nodeCount }, (_, i) => new SimNode(this, `node-${i + 1}`));
     this.#agents = Array.from(
       { length: plan.agentCount },
       (_, i) => new SimAgent(this, `agent-${i + 1}`, { onDevice: (device) => this.#onDevice(device) }),
@@ -99,13 +104,14 @@ class Simulation implements Cluster {
 
   async run(): Promise<string | null> {
     const { world } = this;
-    const nodeIds = this.#nodes.map(({ id }) => id);
+    const nodeIds = this.#nodes.slice(0, this.#plan.nodeCount).map(({ id }) => id);
     const made = newVolume({
       ...{ id: VOLUME_ID, name: 'sim', sizeBytes: SIZE_BYTES, nodeIds },
       createdAt: '',
     });
     await this.control.create({ ...made, state: 'available' });
     this.control.start();
+    for (const id of nodeIds) this.node(id).createReplica({ generation: 1, epoch: 1 });
     for (const node of this.#nodes) node.start();
     for (const agent of this.#agents) agent.start();
     for (const op of this.#plan.ops) world.after(op.atMs, () => this.#apply(op));
@@ -235,6 +241,10 @@ class Simulation implements Cluster {
 
   #operate(): void {
     this.world.after(OPERATOR_MS, () => this.#operate());
+    for (const [id, isDraining] of this.#drained) {
+      if ((this.#knownDrained.get(id) ?? false) !== isDraining)
+        this.control.drain(id, isDraining, () => this.#knownDrained.set(id, isDraining));
+    }
     if (this.#isOperating || !this.control.isRunning) return;
     const { attachmentId } = this.control.volume;
     const agent = attachmentId === null ? null : (this.#agentOf.get(attachmentId) ?? null);
@@ -301,8 +311,9 @@ class Simulation implements Cluster {
     if (before !== null && before.attachmentId !== null && volume.attachmentId !== before.attachmentId) {
       this.#history.retire(before.generation, world.now);
     }
-    for (const [i, { state }] of volume.replicas.entries()) {
-      if (state === 'inSync' && before?.replicas[i]?.state === 'rebuilding') this.#rebuilds++;
+    for (const { nodeId, state } of volume.replicas) {
+      const earlier = before?.replicas.find((replica) => replica.nodeId === nodeId);
+      if (state === 'inSync' && earlier?.state === 'rebuilding') this.#rebuilds++;
     }
     this.#keepLastGood();
     const states = (): string =>
@@ -325,6 +336,9 @@ class Simulation implements Cluster {
     const other = this.#nodes[fault.other % this.#nodes.length]!;
     const agent = this.#agents[fault.other % this.#agents.length]!;
     const later = (run: () => void): void => void world.after(durationMs, run);
+    const { disk } = node;
+    const setDisk = (state: Partial<Pick<Disk, 'slowness' | 'isFailing'>>): void =>
+      void (disk !== null && Object.assign(disk, state));
     const cut = (pairs: readonly (readonly [string, string])[]): void => {
       for (const [a, b] of pairs) network.cut(a, b);
       later(() => {
@@ -342,16 +356,12 @@ class Simulation implements Cluster {
         this.#pause(node.process, durationMs);
         break;
       case 'slow-disk':
-        node.disk.slowness = 50;
-        later(() => {
-          node.disk.slowness = 1;
-        });
+        setDisk({ slowness: 50 });
+        later(() => setDisk({ slowness: 1 }));
         break;
       case 'failing-disk':
-        node.disk.isFailing = true;
-        later(() => {
-          node.disk.isFailing = false;
-        });
+        setDisk({ isFailing: true });
+        later(() => setDisk({ isFailing: false }));
         break;
       case 'rot':
         this.#rot(node, fault.other + durationMs);
@@ -389,6 +399,10 @@ class Simulation implements Cluster {
         this.control.kill();
         world.after(CONTROL_RESTART_MS + durationMs / 4, () => this.control.start());
         break;
+      case 'drain':
+        this.#drained.set(node.id, true);
+        later(() => this.#drained.set(node.id, false));
+        break;
       case 'replace-control':
         this.control.replace(CONTROL_RESTART_MS + (fault.target * durationMs) / 8, durationMs);
         break;
@@ -408,14 +422,14 @@ class Simulation implements Cluster {
   #rot(node: SimNode, choice: number): void {
     const isInSync = ({ nodeId, state }: ReplicaRecord): boolean => nodeId === node.id && state === 'inSync';
     const others = this.#nodes.filter((other) => other !== node);
-    if (others.some(({ disk }) => disk.hasRot) || !this.control.volume.replicas.some(isInSync)) return;
-    node.disk.rot(choice);
+    if (others.some(({ disk }) => disk?.hasRot) || !this.control.volume.replicas.some(isInSync)) return;
+    node.disk?.rot(choice);
     this.#keepLastGood();
   }
 
   #keepLastGood(): void {
     const inSync = this.control.volume.replicas.filter(({ state }) => state === 'inSync');
-    if (inSync.length === 1) this.node(inSync[0]!.nodeId).disk.unrot();
+    if (inSync.length === 1) this.node(inSync[0]!.nodeId).disk?.unrot();
   }
 
   #pause(process: { stop(): void; continue(): void } | null, durationMs: number): void {
@@ -427,11 +441,10 @@ class Simulation implements Cluster {
     this.world.note(41, 0, () => 'all faults end');
     this.network.healAll();
     for (const node of this.#nodes) {
-      node.disk.slowness = 1;
-      node.disk.isFailing = false;
+      if (node.disk !== null) Object.assign(node.disk, { slowness: 1, isFailing: false });
       node.process?.continue();
       // What a failed write has left there is only computed anew at a start.
-      if (node.disk.hasFailed) node.kill(false);
+      if (node.disk?.hasFailed) node.kill(false);
       node.start();
     }
     for (const agent of this.#agents) {
@@ -439,6 +452,7 @@ class Simulation implements Cluster {
       agent.start();
     }
     this.control.settle();
+    for (const id of this.#drained.keys()) this.#drained.set(id, false);
     // Where a write has failed its writer sends no checkpoints any more, and only the next one makes the replicas equal.
     this.#wish = this.#hasFailedWrite ? 'move' : null;
   }
@@ -457,8 +471,8 @@ class Simulation implements Cluster {
       device.generation === this.control.volume.generation &&
       device.goesBy(this.control.volume.epoch) &&
       device.activeCount === 0 &&
-      replicas.every(({ state }) => state === 'inSync') &&
-      this.#nodes.every(({ disk }) => !disk.hasRot)
+      replicas.length === this.#plan.nodeCount &&
+      replicas.every(({ state, nodeId }) => state === 'inSync' && !this.node(nodeId).disk?.hasRot)
     );
   }
 
@@ -471,10 +485,10 @@ class Simulation implements Cluster {
   }
 
   #difference(): string | null {
-    const [first, ...others] = this.#nodes;
+    const [first, ...others] = this.control.volume.replicas.map(({ nodeId }) => this.node(nodeId));
     for (const node of others) {
       for (let unit = 0; unit < UNITS_COUNT; unit++) {
-        const [a, b] = [first!.disk.data[unit], node.disk.data[unit]];
+        const [a, b] = [first!.disk?.data[unit], node.disk?.data[unit]];
         if (a !== b) return `at rest unit ${unit} is ${a} on ${first!.id} and ${b} on ${node.id}`;
       }
     }
