@@ -12,6 +12,7 @@ test('defaults are the documented ports on the loopback, standing alone', () => 
   assert.equal(config.metricsPort, 7411);
   assert.equal(config.control, null);
   assert.equal(config.advertise, null);
+  assert.equal(config.peerAddress, null);
   assert.equal(config.capacityBytes, null);
   assert.equal(config.workers, 1);
   assert.deepEqual(config.exports, []);
@@ -21,9 +22,11 @@ test('every option is taken', () => {
   const config = parseNodeArguments([
     ...REQUIRED,
     ...['--nbd-port', '0', '--advertise', '10.0.0.1:10809', '--control', '[::1]:7401', '--zone', 'z'],
+    ...['--peer-address', '10.9.0.1:10809'],
     ...['--capacity-bytes', '1099511627776', '--workers', '2', '--export', 'a=4096', '--export', 'b=1'],
     ...['--buffer-mib', '8', '--connections', '9', '--json'],
   ]);
+  assert.equal(config.peerAddress, '10.9.0.1:10809');
   assert.equal(config.capacityBytes, 2 ** 40);
   assert.equal(config.poolBytes, 8 * 2 ** 20);
   assert.deepEqual(config.exports, [

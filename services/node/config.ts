@@ -16,6 +16,8 @@ export interface NodeConfig {
   readonly metricsPort: number;
   /** host:port that clients are told; null: host and the bound port. */
   readonly advertise: string | null;
+  /** host:port that other nodes are told; null: the same as clients. */
+  readonly peerAddress: string | null;
   /** host:port of the control plane's gRPC; null: the node serves what its data directory holds. */
   readonly control: string | null;
   readonly zone: string;
@@ -34,6 +36,7 @@ export const NODE_USAGE = `usage: blockwire node --id ID --data-dir DIR [options
   --nbd-port PORT         NBD (default 10809; 0 takes any)
   --metrics-port PORT     /metrics and /healthz (default 7411; 0 takes any)
   --advertise HOST:PORT   NBD address that others are told (default: host and port above)
+  --peer-address H:PORT   the same for other nodes, where they know it by another (default: as advertised)
   --control HOST:PORT     control plane's gRPC; without it the node stands alone
   --zone NAME             for placement: replicas are spread over zones
   --capacity-bytes BYTES  what replicas may claim in all (default: what the file system has)
@@ -79,6 +82,7 @@ export function parseNodeArguments(argv: readonly string[]): NodeConfig {
         'nbd-port': { ...text, default: '10809' },
         'metrics-port': { ...text, default: '7411' },
         advertise: text,
+        'peer-address': text,
         control: text,
         zone: { ...text, default: '' },
         'capacity-bytes': text,
@@ -104,6 +108,8 @@ export function parseNodeArguments(argv: readonly string[]): NodeConfig {
     nbdPort: integer(values['nbd-port'], 'nbd-port', 0, 65535),
     metricsPort: integer(values['metrics-port'], 'metrics-port', 0, 65535),
     advertise: values.advertise === undefined ? null : hostPort(values.advertise, 'advertise'),
+    peerAddress:
+      values['peer-address'] === undefined ? null : hostPort(values['peer-address'], 'peer-address'),
     control: values.control === undefined ? null : hostPort(values.control, 'control'),
     zone: values.zone,
     capacityBytes:

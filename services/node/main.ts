@@ -68,10 +68,10 @@ async function run(config: NodeConfig, log: Logger, lifecycle: Lifecycle): Promi
 
   const nbdAddress = config.advertise ?? `${bracketed(config.host)}:${plane.port}`;
   if (config.control !== null) {
-    const { control, id: nodeId, zone } = config;
+    const { control, id: nodeId, zone, peerAddress } = config;
     const version = readVersion();
     registration = new Registration({
-      ...{ control, nodeId, nbdAddress, zone, version, store, volumes, log },
+      ...{ control, nodeId, nbdAddress, peerAddress, zone, version, store, volumes, log },
       onCapabilityKey: async (told) => {
         if (key !== null && Buffer.compare(key, told) === 0) return;
         keepCapabilityKey(config.dataDir, told);

@@ -35,6 +35,7 @@ test('registers, carries out commands, answers with stable codes, and comes back
     control: `127.0.0.1:${control.port}`,
     nodeId: 'node-1',
     nbdAddress: '127.0.0.1:1',
+    peerAddress: null,
     zone: 'z1',
     version: '1.2.3',
     store,

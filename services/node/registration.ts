@@ -29,6 +29,8 @@ export interface RegistrationOptions {
   readonly control: string;
   readonly nodeId: string;
   readonly nbdAddress: string;
+  /** At which other nodes reach this one; null: at the same. */
+  readonly peerAddress: string | null;
   readonly zone: string;
   readonly version: string;
   readonly store: ReplicaStore;
@@ -102,6 +104,7 @@ export class Registration {
 
   async #register(signal: AbortSignal): Promise<number> {
     const { nodeId, nbdAddress, zone, version, store, control, log } = this.#options;
+    const peerAddress = this.#options.peerAddress ?? '';
     const replicas = [...store.replicas.values()].map(({ descriptor }) => ({
       volumeId: descriptor.volumeId,
       sizeBytes: descriptor.sizeBytes,
@@ -111,7 +114,7 @@ export class Registration {
     }));
     const capacityBytes = store.capacityBytes();
     const freeBytes = store.freeBytes();
-    const request = { nodeId, nbdAddress, zone, version, capacityBytes, freeBytes, replicas };
+    const request = { nodeId, nbdAddress, peerAddress, zone, version, capacityBytes, freeBytes, replicas };
     const options = { timeoutMs: CALL_TIMEOUT_MS, signal };
     const answer = await unary(this.#client, nodesMethods().Register, request, options);
     log.info({ control }, 'registered with the control plane');

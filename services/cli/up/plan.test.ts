@@ -78,6 +78,6 @@ test('nodes listen on the host and advertise the other address; processes here u
   assert.equal(plan.nodes[0]!.nbd, '192.0.2.7:3');
   const line = plan.nodes[0]!.command.join(' ');
   assert.match(line, /--data-dir \/cluster\/node-1 --json --host 0\.0\.0\.0/);
-  assert.match(line, /--advertise 192\.0\.2\.7:3 --control 127\.0\.0\.1:2/);
+  assert.match(line, /--advertise 192\.0\.2\.7:3 --control 127\.0\.0\.1:2 --peer-address 127\.0\.0\.1:3/);
   assert.equal(hostPort('::1', 5), '[::1]:5');
 });

@@ -103,6 +103,8 @@ export function makePlan(options: UpOptions, layout: Layout): Plan {
     nodes: layout.nodes.map(({ id, nbdPort, metricsPort }) => {
       const nbd = hostPort(advertiseHost, nbdPort);
       const args = ['--id', id, '--nbd-port', String(nbdPort), '--advertise', nbd, '--control', grpc];
+      // Agents may be elsewhere and know this machine by another address; the nodes are all here.
+      args.push('--peer-address', hostPort(here, nbdPort));
       return {
         ...planned('node', id, [...common(id), ...listen, ...args, '--metrics-port', String(metricsPort)]),
         nbd,

@@ -134,7 +134,10 @@ export type AttachmentRecord = Static<typeof AttachmentRecord>;
 
 const NodeRecord = Type.Object({
   id: Type.String(),
+  /** At which agents and clients reach it. */
   nbdAddress: Type.String(),
+  /** At which other nodes do; absent: the same. */
+  peerAddress: Type.Optional(Type.String()),
   zone: Type.String(),
   version: Type.String(),
   capacityBytes: Bytes,

@@ -8,7 +8,8 @@ export async function resyncOrder(
   sourceNodeId: string,
 ): Promise<ResyncOrder> {
   const { id: volumeId, generation, epoch } = volume;
-  const sourceAddress = (await nodes.get(store, sourceNodeId))?.value.nbdAddress ?? '';
+  const source = (await nodes.get(store, sourceNodeId))?.value;
+  const sourceAddress = source?.peerAddress ?? source?.nbdAddress ?? '';
   const exportName = exportNames.nameOf(volume, 'peer');
   return { volumeId, generation, epoch, sourceNodeId, sourceAddress, exportName };
 }

@@ -35,6 +35,9 @@ export function nodesHandlers({
       const node = {
         id: checkMemberId('node_id', request.nodeId),
         nbdAddress: checkAddress('nbd_address', request.nbdAddress),
+        ...(request.peerAddress === ''
+          ? {}
+          : { peerAddress: checkAddress('peer_address', request.peerAddress) }),
         zone: checkText('zone', request.zone),
         version: checkText('version', request.version),
         capacityBytes: checkInteger('capacity_bytes', request.capacityBytes),

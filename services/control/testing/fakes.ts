@@ -87,6 +87,7 @@ export class FakeNode extends FakeMember<NodeCommand> {
     this.registration = {
       nodeId: id,
       nbdAddress: `10.0.0.1:${10809 + Number(id.at(-1))}`,
+      peerAddress: `10.9.0.1:${10809 + Number(id.at(-1))}`,
       version: '0.1.0',
       capacityBytes,
       freeBytes: capacityBytes,

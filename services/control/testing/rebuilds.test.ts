@@ -34,7 +34,7 @@ test('a lost replica is rebuilt without hands: installed, behind the writer’s 
   const { sourceNodeId, sourceAddress, generation, epoch, exportName } = rebuild.order!;
   assert.deepEqual(
     [sourceNodeId, sourceAddress, generation, epoch],
-    ['node-1', source!.registration.nbdAddress, 2, 3],
+    ['node-1', source!.registration.peerAddress, 2, 3],
   );
   assert.equal(parseExportName(exportName).volumeId, volume.id);
   const installed = target!.commandsOf('installEpoch').at(-1)!.installEpoch!;
