@@ -2,10 +2,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
+import { CapabilitySigner, generateCapabilityKey } from '@blockwire/shared/capability.ts';
+import { addSession } from '@blockwire/shared/export-name.ts';
 import { Stat } from '../data/stats.ts';
 import { Copying, REQUEST, SIZE } from '../testing/copying.ts';
 import type { SimulatedSocket } from '../testing/simulated-io.ts';
 import { FD, feed, INSTALLED, MIB, open, replies, request } from '../testing/worker-harness.ts';
+
+const signer = new CapabilitySigner(generateCapabilityKey());
 
 /** A replica in sync without intents, with some blocks rotten. */
 function rotten(seed: number, blocks: readonly number[]): Copying {
@@ -19,6 +23,15 @@ function rotten(seed: number, blocks: readonly number[]): Copying {
 function clearIntents({ h }: Copying): void {
   h.server.onMessage({ type: 'checkpoint', request: 8, id: 'vol' });
   h.settle();
+}
+
+function openWriter({ h }: Copying): SimulatedSocket {
+  h.server.onMessage({ type: 'trust', request: 4, key: signer.publicKey });
+  const expiresAt = Date.now() / 1000 + 3600;
+  const cap = signer.sign({
+    ...{ volumeId: 'vol', generation: INSTALLED.generation, mode: 'writer', expiresAt: Math.ceil(expiresAt) },
+  });
+  return open(h, addSession(`vol?cap=${cap}`, { epoch: INSTALLED.epoch, link: null, attempt: null }));
 }
 
 function write(socket: SimulatedSocket, cookie: number, offset: number, fill: number): void {
@@ -45,7 +58,7 @@ test('only what does not match its checksum is written', () => {
 
 test('a region with an intent is not touched before a checkpoint has covered it', () => {
   const copying = rotten(2, [2]);
-  const socket = open(copying.h);
+  const socket = openWriter(copying);
   write(socket, 1, 40_960, 9);
   copying.run();
   copying.start('repair');
@@ -61,9 +74,28 @@ test('a region with an intent is not touched before a checkpoint has covered it'
   assert.ok(copying.content.equals(copying.source));
 });
 
+test('intents that nobody will clear do not count once there is no writer', () => {
+  const copying = rotten(6, [2]);
+  const writer = openWriter(copying);
+  write(writer, 1, 40_960, 9);
+  copying.run();
+  copying.source.fill(9, 40_960, 45_056);
+  copying.h.server.onTick(100_000);
+  writer.clientClosed = true;
+  copying.run();
+  copying.start('repair');
+  copying.h.server.onTick(129_900);
+  copying.run();
+  assert.equal(copying.outcome, undefined);
+  copying.h.server.onTick(130_600);
+  copying.run();
+  assert.equal(copying.outcome, null);
+  assert.ok(copying.content.equals(copying.source));
+});
+
 test('one that never becomes calm is given up; neither does one of another epoch', () => {
   const busy = rotten(3, [2]);
-  const socket = open(busy.h);
+  const socket = openWriter(busy);
   write(socket, 1, 40_960, 9);
   busy.run();
   busy.start('repair');

@@ -26,6 +26,8 @@ import type { Volume } from './volume.ts';
 /** How long regions may take to become calm, and how often that is asked. */
 const CALM_MS_MAX = 60_000;
 const AGAIN_MS = 500;
+/** A volume whose writer has not been here for this long has none. */
+const WRITER_GONE_MS = 30_000;
 
 interface Job {
   readonly order: CopyOrder;
@@ -56,6 +58,8 @@ interface Job {
 export interface RepairerHost {
   /** Monotonic milliseconds, as of the last tick. */
   readonly nowMs: number;
+  /** Whether a connection of the volume's writer is open. */
+  hasWriter(volume: Volume): boolean;
 }
 
 export class Repairer implements LocalClient {
@@ -180,7 +184,8 @@ export class Repairer implements LocalClient {
         const { volume, order, isOrdered } = job();
         const installed = volume.membership?.installed;
         // Not ordered: it was taken out of the queue.
-        return isOrdered && installed?.epoch === order.epoch && !volume.integrity.table.hasIntent(region);
+        if (!isOrdered || installed?.epoch !== order.epoch) return false;
+        return !volume.integrity.table.hasIntent(region) || this.#isWithoutWriter(volume);
       },
       // When its intent is marked: the write may then begin as soon as the content is there.
       read: () => {},
@@ -192,6 +197,14 @@ export class Repairer implements LocalClient {
       release: () => this.#release(job()),
       ended: (left) => this.#ended(job(), left),
     };
+  }
+
+  /**
+   * Intents stay when the writer is gone, or was only a client. An agent that lives and cannot come back here has its
+   * replica declared lost long before that, which is another epoch.
+   */
+  #isWithoutWriter(volume: Volume): boolean {
+    return !this.#host.hasWriter(volume) && this.#host.nowMs - volume.writerGoneMs > WRITER_GONE_MS;
   }
 
   /** The region's range is ours, and nothing of it is marked yet: false gives it back. */
