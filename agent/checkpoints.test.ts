@@ -6,6 +6,7 @@ import type { ToWorker } from './datapath/messages.ts';
 function bench(queueCount: number) {
   const sent: string[] = [];
   let writes = 0;
+  let inFlight = 0;
   const say = (to: string, message: ToWorker): void => {
     if (message.type === 'mark' || message.type === 'checkpoint')
       sent.push(`${to}: ${message.type} ${message.number} epoch ${message.epoch}`);
@@ -18,11 +19,15 @@ function bench(queueCount: number) {
     },
     ...{ generation: 0, epoch: 7 },
     writeCount: () => writes,
+    inFlightCount: () => inFlight,
   });
   const write = (): void => {
     writes++;
   };
-  return { checkpoints, sent, write };
+  const keep = (count: number): void => {
+    inFlight = count;
+  };
+  return { checkpoints, sent, write, keep };
 }
 
 test('one checkpoint follows when the fences of all queues have passed', () => {
@@ -55,6 +60,25 @@ test('ticks mark only while something was written, or sent again, and once more'
   round(6);
   assert.equal(checkpoints.sentCount, 5);
   assert.equal(sent.length, 10);
+});
+
+test('what was taken long ago and waited is marked once more after its end', () => {
+  const { checkpoints, sent, write, keep } = bench(1);
+  let number = 0;
+  const round = (): void => {
+    const before = sent.length;
+    checkpoints.tick();
+    if (sent.length > before) checkpoints.fencePassed(0, ++number);
+  };
+  write();
+  keep(1);
+  for (let tick = 0; tick < 5; tick++) round();
+  const whileBusy = checkpoints.sentCount;
+  keep(0);
+  round();
+  assert.equal(checkpoints.sentCount, whileBusy + 1);
+  for (let tick = 0; tick < 5; tick++) round();
+  assert.ok(checkpoints.sentCount <= whileBusy + 2);
 });
 
 test('fences of an earlier mark do not count, nor those of an epoch that is over', () => {

@@ -18,19 +18,26 @@ export interface CheckpointQueues {
 
 export class Checkpoints {
   readonly #writeCount: () => number;
+  readonly #inFlightCount: () => number;
   readonly #checkpointer: Checkpointer;
   #seenWriteCount = 0;
+  #wasBusy = false;
   #sentCount = 0;
 
-  /** @param options.writeCount requests that write, taken by all queues so far */
+  /**
+   * @param options.writeCount requests that write, taken by all queues so far
+   * @param options.inFlightCount requests of all queues that were taken and not completed
+   */
   constructor(options: {
     readonly queues: CheckpointQueues;
     readonly generation: number;
     readonly epoch: number;
     readonly writeCount: () => number;
+    readonly inFlightCount: () => number;
   }) {
     const { queues, generation, epoch } = options;
     this.#writeCount = options.writeCount;
+    this.#inFlightCount = options.inFlightCount;
     this.#checkpointer = new Checkpointer({
       ...{ generation, epoch },
       host: {
@@ -62,8 +69,11 @@ export class Checkpoints {
 
   tick(): void {
     const count = this.#writeCount();
-    if (count !== this.#seenWriteCount) this.#checkpointer.noteWrite();
+    const isBusy = this.#inFlightCount() > 0;
+    // A write that was taken before may have waited for another one, and have been sent behind the last mark.
+    if (count !== this.#seenWriteCount || isBusy || this.#wasBusy) this.#checkpointer.noteWrite();
     this.#seenWriteCount = count;
+    this.#wasBusy = isBusy;
     this.#checkpointer.tick();
   }
 

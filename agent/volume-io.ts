@@ -72,6 +72,7 @@ export class VolumeIo {
     this.#checkpoints = new Checkpoints({
       ...{ queues, generation: membership.generation, epoch: membership.epoch },
       writeCount: () => this.#writeCount(),
+      inFlightCount: () => this.counters[CounterIndex.inFlight]!,
     });
     this.#hold = new WriteHold({ queues, log: log.child({ volume: this.volumeId }) });
   }
