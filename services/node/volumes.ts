@@ -152,6 +152,7 @@ export class Volumes {
         this.resyncs.abort(volumeId, 'the membership has changed');
         this.scrubs.abort(volumeId, 'the membership has changed');
       }
+      await this.resyncs.cancelReconcile(volumeId, 'a membership is installed');
       // Also when it is not news: the process may have ended between the two steps.
       await this.#server.install(volumeId, installation);
     });

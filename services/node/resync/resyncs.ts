@@ -93,7 +93,7 @@ export class Resyncs {
 
   /** Resolves when it is durable. Rejects with BW_EPOCH_OLD when the order is not about what is installed, and with why it ended. */
   async reconcile(order: ResyncOrder): Promise<void> {
-    const key = `reconcile/${order.generation}/${order.epoch}`;
+    const key = `reconcile/${order.generation}/${order.epoch}/${order.sourceNodeId}`;
     await succeed(this.#join(key, order, { what: 'reconcile', epoch: 0, bytesPerSecond: 0, regions: null }));
   }
 
@@ -129,6 +129,14 @@ export class Resyncs {
   async cancel(volumeId: string, reason: string): Promise<void> {
     this.abort(volumeId, reason);
     await this.#jobs.get(volumeId)?.ended;
+  }
+
+  /**
+   * Ends a reconcile, and waits until nothing of it is at work. Its order has been given up when a membership is installed
+   * again: this replica may be the source of the next one, and must not change behind that.
+   */
+  async cancelReconcile(volumeId: string, reason: string): Promise<void> {
+    if (this.#jobs.get(volumeId)?.key.startsWith('reconcile/')) await this.cancel(volumeId, reason);
   }
 
   async stop(): Promise<void> {
