@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { InstallOrder } from './admission.ts';
-import { ReplicaMembership } from './membership.ts';
+import type { Installed, InstallOrder } from './admission.ts';
+import { endsCopies, ReplicaMembership } from './membership.ts';
 
 function replica(): ReplicaMembership {
   return new ReplicaMembership({
@@ -66,4 +66,14 @@ test('a checkpoint covers what was stamped before its mark, of the installed epo
     null,
     'a replica being rebuilt keeps its intents',
   );
+});
+
+test('copies end with their writer and with their rebuild, not with every epoch', () => {
+  const before: Installed = {
+    ...{ generation: 2, epoch: 5, role: 'rebuilding', joinedEpoch: 4, uncleanEpoch: null },
+  };
+  assert.equal(endsCopies(before, { ...before, epoch: 6 }), false);
+  assert.equal(endsCopies(before, { ...before, epoch: 6, role: 'inSync' }), true);
+  assert.equal(endsCopies(before, { ...before, epoch: 6, joinedEpoch: 6 }), true);
+  assert.equal(endsCopies(before, { ...before, generation: 3 }), true);
 });

@@ -30,9 +30,13 @@ export function prepareInstallation(before: Installed, order: InstallOrder): Ins
   return { installed, cut };
 }
 
-/** Whether an installation ends what the replica copies: another writer, or another rebuild. */
+/**
+ * Whether an installation ends what the replica copies: another writer, another rebuild, or the end of one. The same rebuild
+ * may have been ordered once more meanwhile, and what is fresh is not noted any longer.
+ */
 export function endsCopies(before: Installed, after: Installed): boolean {
-  return before.generation !== after.generation || before.joinedEpoch !== after.joinedEpoch;
+  const isOtherRebuild = before.joinedEpoch !== after.joinedEpoch || before.role !== after.role;
+  return before.generation !== after.generation || isOtherRebuild;
 }
 
 export class ReplicaMembership {
