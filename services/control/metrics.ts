@@ -105,7 +105,7 @@ function createRebuildMetrics(
       total.reset();
       for (const { value: volume } of await volumes.list(context.store)) {
         for (const replica of volume.replicas) {
-          const progress = rebuilder.progressOf(volume, replica);
+          const progress = rebuilder.progress.of(volume, replica);
           if (progress === null) continue;
           const labels = { volume: volume.id, node: replica.nodeId };
           this.set(labels, progress.copiedBytes);

@@ -68,6 +68,7 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
     if (event.type === 'node.online') void tombstones.collectNode(event.nodeId);
     if (event.type === 'node.online') void snapshots.sweep();
     if (event.type === 'agent.online') void tombstones.collectAgent(event.agentId);
+    if (event.type === 'node.online') damages.memberCame();
     if (event.type === 'node.online' || event.type === 'agent.online') rebuilder.memberCame();
   });
   await recover({ volumes, attachments, snapshots });

@@ -43,6 +43,12 @@ export class Damages {
     void this.#repair(key);
   }
 
+  /** Somebody is online: what failed without it may work now. */
+  memberCame(): void {
+    this.#pauses.forgetAll();
+    void this.sweep();
+  }
+
   /** Tries again what is left. Never rejects. */
   async sweep(): Promise<void> {
     await Promise.all([...this.#known.keys()].map((key) => this.#repair(key)));

@@ -222,7 +222,11 @@ export async function rebuildEnded(context: Context, report: RebuildReport): Pro
   await installMembership(context, { volumeId, generation });
 }
 
-async function installOnce(context: Context, volume: VolumeRecord): Promise<Map<string, BlockwireError>> {
+/** Asks every replica that gets writes once; answers who could not take it, and why. */
+export async function installOnce(
+  context: Context,
+  volume: VolumeRecord,
+): Promise<Map<string, BlockwireError>> {
   const { nodeFleet, timing } = context;
   const { id: volumeId, generation, epoch, lossEpoch = 0 } = volume;
   const failures = new Map<string, BlockwireError>();

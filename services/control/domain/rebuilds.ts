@@ -10,21 +10,26 @@
 import { type BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
-import { installMembership, membershipOf, type RebuildReport, rebuildEnded } from './membership.ts';
+import {
+  installMembership,
+  installOnce,
+  membershipOf,
+  type RebuildReport,
+  rebuildEnded,
+} from './membership.ts';
 import { Pauses } from './pauses.ts';
+import { prepareReplica } from './rebuild-preparation.ts';
+import { RebuildProgress } from './rebuild-progress.ts';
 import { attachments, type ReplicaRecord, type VolumeRecord, volumes } from './records.ts';
-import { forgetContent, type NodeFacts, surplusOf } from './replacement-state.ts';
+import { type NodeFacts, surplusOf } from './replacement-state.ts';
 import { moveReplicas, nodeFacts } from './replacements.ts';
 import { resyncOrder } from './resync-order.ts';
 import { Slots } from './slots.ts';
 import type { TombstoneCollector } from './tombstones.ts';
 import { beginRebuild, inSyncReplicas, joinedEpochOf, writtenReplicas } from './volume-state.ts';
 
-export interface Progress {
-  readonly copiedBytes: number;
-  /** As far as it is known. */
-  readonly totalBytes: number;
-}
+/** Volumes that one sweep works on at once: what all of them ask of one node must fit into its commands. */
+const AT_ONCE_MAX = 32;
 
 interface Writer {
   readonly id: string;
@@ -40,14 +45,13 @@ export class Rebuilder {
   readonly #pauses: Pauses;
   /** Volumes at work: one thing a volume at a time. */
   readonly #busy = new Set<string>();
-  /** By attachment: the epoch its agent goes by. */
-  readonly #told = new Map<string, number>();
+  /** By attachment, or by volume where there is none: the membership that its agent, or its nodes, go by. */
+  readonly #told = new Map<string, string>();
   /** Rebuilds that their node has taken on, by volume, node and epoch. */
   readonly #ordered = new Set<string>();
   /** By volume and node: a source from which it could not be rebuilt; another one is tried first. */
   readonly #badSources = new Map<string, string>();
-  /** By node: what its last heartbeat said of each rebuild. Not stored: it is true only now. */
-  readonly #progress = new Map<string, ReadonlyMap<string, Progress>>();
+  readonly progress = new RebuildProgress();
 
   constructor(context: Context, tombstones: TombstoneCollector) {
     const { policy, timing, now } = context;
@@ -64,7 +68,11 @@ export class Rebuilder {
       const found = (await volumes.list(store)).map(({ value }) => value);
       this.#forgetEnded(found);
       const facts = await nodeFacts(this.#context);
-      await Promise.all(found.map((volume) => this.#tend(volume, facts)));
+      const queue = found.values();
+      const work = async (): Promise<void> => {
+        for (const volume of queue) await this.#tend(volume, facts);
+      };
+      await Promise.all(Array.from({ length: AT_ONCE_MAX }, work));
     } catch (error) {
       log.error({ err: error }, 'rebuilds cannot be looked at');
     }
@@ -73,7 +81,7 @@ export class Rebuilder {
   /** A node has lost what it was doing: what was ordered there is ordered again. */
   nodeRestarted(nodeId: string): void {
     for (const key of this.#ordered) if (key.includes(`/${nodeId}/`)) this.#ordered.delete(key);
-    this.#progress.delete(nodeId);
+    this.progress.forget(nodeId);
   }
 
   /** Somebody is online: what failed without it may work now. */
@@ -88,25 +96,6 @@ export class Rebuilder {
     await rebuildEnded(this.#context, report);
   }
 
-  /** What a node's heartbeat says of the rebuilds there. */
-  noteProgress(
-    nodeId: string,
-    rebuilds: readonly (Progress & { readonly volumeId: string; readonly joinedEpoch: number })[],
-  ): void {
-    const entries = rebuilds.map(({ volumeId, joinedEpoch, copiedBytes, totalBytes }) => {
-      const progress: Progress = { copiedBytes, totalBytes };
-      return [`${volumeId}/${joinedEpoch}`, progress] as const;
-    });
-    this.#progress.set(nodeId, new Map(entries));
-  }
-
-  /** How far the rebuild of a replica is; null when it is not being rebuilt. */
-  progressOf(volume: VolumeRecord, replica: ReplicaRecord): Progress | null {
-    if (replica.state !== 'rebuilding') return null;
-    const key = `${volume.id}/${joinedEpochOf(replica)}`;
-    return this.#progress.get(replica.nodeId)?.get(key) ?? { copiedBytes: 0, totalBytes: 0 };
-  }
-
   #note({ volumeId, nodeId, sourceNodeId, error }: RebuildReport): void {
     const name = `${volumeId}/${nodeId}`;
     if (error === null) {
@@ -119,7 +108,7 @@ export class Rebuilder {
     }
   }
 
-  /** Slots and orders of rebuilds that run no more. */
+  /** Slots and orders of rebuilds that run no more, and what is known of volumes and attachments that are gone. */
   #forgetEnded(found: readonly VolumeRecord[]): void {
     const live = new Set<string>();
     for (const volume of found) {
@@ -130,6 +119,8 @@ export class Rebuilder {
     const isOver = (name: string): boolean => !live.has(name) && !this.#busy.has(name.split('/')[0]!);
     this.#slots.release(isOver);
     for (const key of this.#ordered) if (isOver(key)) this.#ordered.delete(key);
+    const ids = new Set(found.flatMap(({ id, attachmentId }) => [id, attachmentId]));
+    for (const id of this.#told.keys()) if (!ids.has(id)) this.#told.delete(id);
   }
 
   async #tend({ id, state }: VolumeRecord, facts: NodeFacts): Promise<void> {
@@ -161,10 +152,15 @@ export class Rebuilder {
     if (this.#isTold(attachment, begun) && waiting.length === 0) return;
     // A writer reports what it loses. Here a member that is only late to come back would be taken for lost.
     const isLate = writtenReplicas(begun).some(({ nodeId }) => !nodeFleet.isOnline(nodeId));
-    if (attachment !== null && isLate) return;
+    if (isLate && (attachment !== null || waiting.length === 0)) return;
+    if (attachment === null && waiting.length === 0) {
+      await this.#remind(begun);
+      return;
+    }
     const { generation } = begun;
     const volume = await installMembership(this.#context, { volumeId, generation });
-    if (attachment !== null) await this.#tell(attachment, volume);
+    if (attachment === null) this.#told.set(volumeId, numbersOf(volume));
+    else await this.#tell(attachment, volume);
     await Promise.all(rebuildingReplicas(volume).map((replica) => this.#order(volume, replica)));
   }
 
@@ -214,40 +210,24 @@ export class Rebuilder {
    * Whether the rebuild of this replica can begin: it is stale, its node and a source are there and have room for one more,
    * and the node has a replica of the volume's size.
    */
-  async #prepare(volume: VolumeRecord, { nodeId, state, staleSinceEpoch }: ReplicaRecord): Promise<boolean> {
-    const { nodeFleet, timing } = this.#context;
-    const { id: volumeId, sizeBytes, generation, epoch } = volume;
+  async #prepare(volume: VolumeRecord, replica: ReplicaRecord): Promise<boolean> {
+    const { nodeFleet, log } = this.#context;
+    const { id: volumeId } = volume;
+    const { nodeId, state } = replica;
     const name = `${volumeId}/${nodeId}`;
     if (state !== 'stale' || !nodeFleet.isOnline(nodeId) || !this.#pauses.isOver(name)) return false;
     const source = this.#sourceOf(volume, nodeId);
     if (source === null || !this.#slots.take(name, [nodeId, source])) return false;
     try {
-      if (staleSinceEpoch === 0) {
-        const create = { kind: 'createReplica', volumeId, sizeBytes, generation, epoch } as const;
-        await nodeFleet.dispatch(nodeId, create, { deadlineMs: timing.createReplicaMs }).catch(orExists);
-      }
-      const resize = { kind: 'resizeReplica', volumeId, sizeBytes } as const;
-      await nodeFleet.dispatch(nodeId, resize, { deadlineMs: timing.resizeMs });
+      await prepareReplica(this.#context, volume, replica);
       return true;
     } catch (thrown) {
       const { code, message } = toBlockwireError(thrown);
       if (code === 'BW_SHUTTING_DOWN') throw thrown;
       this.#pauses.begin(name);
-      this.#context.log.warn({ volumeId, nodeId, code, reason: message }, 'a rebuild cannot begin');
-      if (code === 'BW_REPLICA_NOT_FOUND') await this.#forgetContent(volumeId, nodeId);
+      log.warn({ volumeId, nodeId, code, reason: message }, 'a rebuild cannot begin');
       return false;
     }
-  }
-
-  /** The node came back without its replica: everything has to be copied. */
-  async #forgetContent(volumeId: string, nodeId: string): Promise<void> {
-    const { store } = this.#context;
-    await commitRound(store, async () => {
-      const found = await volumes.get(store, volumeId);
-      if (found === null) return { changes: [], result: undefined };
-      const next = forgetContent(found.value, nodeId);
-      return { changes: [volumes.replace(volumeId, found.version, next)], result: undefined };
-    });
   }
 
   /** The in-sync replica from which to copy: the one whose node has least to do. */
@@ -263,6 +243,16 @@ export class Rebuilder {
     return sources[0] ?? null;
   }
 
+  /**
+   * Nodes of a volume without a writer learn its membership, also the generation of an attach that came to nothing: or they would
+   * refuse what users are given. Nobody waits for it, so one that cannot take it now is asked again.
+   */
+  async #remind(volume: VolumeRecord): Promise<void> {
+    const [failure] = (await installOnce(this.#context, volume)).values();
+    if (failure !== undefined) throw failure;
+    this.#told.set(volume.id, numbersOf(volume));
+  }
+
   /** Resolves when the writer goes by the volume's membership, and its earlier writes are done. */
   async #tell(attachment: Writer, volume: VolumeRecord): Promise<void> {
     const { agentFleet, timing } = this.#context;
@@ -270,11 +260,11 @@ export class Rebuilder {
     const membership = await membershipOf(this.#context, volume);
     const action = { kind: 'membership', attachmentId: attachment.id, membership } as const;
     await agentFleet.dispatch(attachment.agentId, action, { deadlineMs: timing.membershipMs });
-    this.#told.set(attachment.id, volume.epoch);
+    this.#told.set(attachment.id, numbersOf(volume));
   }
 
   #isTold(attachment: Writer | null, volume: VolumeRecord): boolean {
-    return attachment === null || this.#told.get(attachment.id) === volume.epoch;
+    return this.#told.get(attachment?.id ?? volume.id) === numbersOf(volume);
   }
 
   async #order(volume: VolumeRecord, replica: ReplicaRecord): Promise<void> {
@@ -307,15 +297,14 @@ export class Rebuilder {
   }
 }
 
+function numbersOf({ generation, epoch }: VolumeRecord): string {
+  return `${generation}/${epoch}`;
+}
+
 function rebuildingReplicas(volume: VolumeRecord): ReplicaRecord[] {
   return volume.replicas.filter(({ state }) => state === 'rebuilding');
 }
 
 function keyOf(volume: VolumeRecord, replica: ReplicaRecord): string {
   return `${volume.id}/${replica.nodeId}/${joinedEpochOf(replica)}`;
-}
-
-/** Of another size than asked for: it is resized next. */
-function orExists(thrown: unknown): void {
-  if (toBlockwireError(thrown).code !== 'BW_REPLICA_EXISTS') throw thrown;
 }

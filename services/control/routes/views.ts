@@ -1,7 +1,7 @@
 /** Records as REST shows them. */
 import type { IoState } from '../domain/attachments.ts';
 import type { ExportNames } from '../domain/capabilities.ts';
-import type { Rebuilder } from '../domain/rebuilds.ts';
+import type { RebuildProgress } from '../domain/rebuild-progress.ts';
 import {
   type AttachmentRecord,
   DEFAULT_DEVICE_OPTIONS,
@@ -16,7 +16,7 @@ export interface ViewSources {
   /** host:port of each node's NBD server, by node. */
   readonly addresses: ReadonlyMap<string, string>;
   readonly exportNames: ExportNames;
-  readonly rebuilder: Pick<Rebuilder, 'progressOf'>;
+  readonly progress: Pick<RebuildProgress, 'of'>;
 }
 
 /**
@@ -25,7 +25,7 @@ export interface ViewSources {
  */
 export function volumeView(
   volume: VolumeRecord,
-  { addresses, exportNames, rebuilder }: ViewSources,
+  { addresses, exportNames, progress }: ViewSources,
 ): VolumeView {
   const { id, name, sizeBytes, state, generation, epoch, attachmentId, createdAt } = volume;
   const exportName = exportNames.nameOf(volume, attachmentId === null ? 'client' : 'reader');
@@ -41,7 +41,7 @@ export function volumeView(
       node: replica.nodeId,
       state: replica.state,
       uri: `nbd://${addresses.get(replica.nodeId)}/${encodeURIComponent(exportName)}`,
-      rebuild: rebuilder.progressOf(volume, replica),
+      rebuild: progress.of(volume, replica),
       replaces: replica.replaces ?? null,
     })),
     scrub: scrubView(volume.scrub),

@@ -27,7 +27,7 @@ export function volumeRoutes(app: RestApp, parts: ControlParts): void {
   const sources = async (): Promise<ViewSources> => ({
     addresses: new Map((await nodes.list(context.store)).map(({ value }) => [value.id, value.nbdAddress])),
     exportNames: context.exportNames,
-    rebuilder,
+    progress: rebuilder.progress,
   });
 
   const creation = async (body: CreateVolumeBody): Promise<Omit<CreateVolumeRequest, 'id'>> => {

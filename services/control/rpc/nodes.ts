@@ -63,7 +63,7 @@ export function nodesHandlers({
         copiedBytes: checkInteger('copied_bytes', rebuild.copiedBytes),
         totalBytes: checkInteger('total_bytes', rebuild.totalBytes),
       }));
-      rebuilder.noteProgress(nodeId, rebuilds);
+      rebuilder.progress.note(nodeId, rebuilds);
       await updateNodeSpace(context, {
         nodeId,
         capacityBytes: checkInteger('capacity_bytes', request.capacityBytes),

@@ -150,3 +150,17 @@ test('while an attach is under way it is not forced away', async (t) => {
   await first.disconnect();
   assert.equal((await attaching).status, 503);
 });
+
+test('the generation of an attach that came to nothing is installed all the same, for those who are given addresses', async (t) => {
+  const cluster = await startCluster(t, { agentCount: 1, timing: { rebuildSweepMs: 20, pauseMsMin: 20 } });
+  const { body: volume } = await createVolume(cluster, { name: 'data' });
+  const generations = () => cluster.nodes.map(({ replicas }) => replicas.get(volume.id)?.generation);
+  for (const node of cluster.nodes) {
+    node.react = ({ action }) => (action === 'installEpoch' ? 'BW_IO' : undefined);
+  }
+  assert.equal((await cluster.request('POST', '/v1/attachments', { volume: volume.id })).status, 503);
+  assert.deepEqual(generations(), [1, 1]);
+  for (const node of cluster.nodes) node.react = () => undefined;
+  await cluster.until(() => generations().every((generation) => generation === 2));
+  assert.equal((await volumeOf(cluster, volume.id)).degraded, false);
+});
