@@ -48,6 +48,8 @@ export class Attachments {
   readonly #context: Context;
   readonly #tombstones: TombstoneCollector;
   readonly #reconciles: boolean;
+  /** Attachments that this process is making: others that are not made yet were begun by one that may be gone. */
+  readonly #making = new Set<string>();
   /** By agent: what its last heartbeat said of each attachment. Not stored: it is true only now. */
   readonly #io = new Map<string, ReadonlyMap<string, IoState>>();
 
@@ -84,51 +86,11 @@ export class Attachments {
    * attach is under way, BW_DATAPATH_UNAVAILABLE, the errors of `chooseAgent`, or the agent's.
    */
   async attach(request: AttachRequest): Promise<AttachmentRecord> {
-    const { store, agentFleet, timing, events } = this.#context;
-    const found = await volumes.get(store, request.volumeId);
-    if (found === null) throw volumeNotFound(request.volumeId);
-    if (found.value.attachmentId !== null && !request.force) throw inUse(found.value);
-    const agent = await chooseAgent(this.#context, request.agentId);
-    assertDatapath(agent, request.datapath);
-    // A device of an earlier attachment must be gone before its volume may come back to the same agent.
-    const doomed = await deviceTombstones.list(store, agent.id);
-    if (doomed.length > 0) await this.#tombstones.collectAgent(agent.id);
-
-    const { generation } = await this.#takeOver(request, agent.id);
-    let sent = false;
+    this.#making.add(request.id);
     try {
-      const volume = await this.#admitWriter({ volumeId: request.volumeId, generation });
-      const membership = await membershipOf(this.#context, volume);
-      sent = true;
-      const device = await agentFleet.dispatch(
-        agent.id,
-        {
-          kind: 'attach',
-          attachmentId: request.id,
-          membership,
-          sizeBytes: volume.sizeBytes,
-          datapath: request.datapath,
-          volumeName: volume.name,
-          options: request.options,
-        },
-        { deadlineMs: timing.attachMs },
-      );
-      if (device === null) {
-        throw new BlockwireError('BW_ATTACH_FAILED', `agent ${agent.id} answered without a device`);
-      }
-      const attached = await this.#change(request.id, (record) => ({
-        ...record,
-        state: 'attached',
-        device: device.device,
-        datapath: device.datapath,
-      }));
-      events.publish({ type: 'volume.attached', volumeId: request.volumeId, agentId: agent.id });
-      return attached;
-    } catch (thrown) {
-      const error = toBlockwireError(thrown);
-      const isUnknown = sent && UNKNOWN_OUTCOME.includes(error.code);
-      await this.#remove(request.id, { confirmed: !isUnknown });
-      throw error;
+      return await this.#attach(request);
+    } finally {
+      this.#making.delete(request.id);
     }
   }
 
@@ -258,6 +220,55 @@ export class Attachments {
     }
   }
 
+  async #attach(request: AttachRequest): Promise<AttachmentRecord> {
+    const { store, agentFleet, timing, events } = this.#context;
+    const found = await volumes.get(store, request.volumeId);
+    if (found === null) throw volumeNotFound(request.volumeId);
+    if (found.value.attachmentId !== null && !request.force) throw inUse(found.value);
+    const agent = await chooseAgent(this.#context, request.agentId);
+    assertDatapath(agent, request.datapath);
+    // A device of an earlier attachment must be gone before its volume may come back to the same agent.
+    const doomed = await deviceTombstones.list(store, agent.id);
+    if (doomed.length > 0) await this.#tombstones.collectAgent(agent.id);
+
+    const { generation } = await this.#takeOver(request, agent.id);
+    let sent = false;
+    try {
+      const volume = await this.#admitWriter({ volumeId: request.volumeId, generation });
+      const membership = await membershipOf(this.#context, volume);
+      sent = true;
+      const device = await agentFleet.dispatch(
+        agent.id,
+        {
+          kind: 'attach',
+          attachmentId: request.id,
+          membership,
+          sizeBytes: volume.sizeBytes,
+          datapath: request.datapath,
+          volumeName: volume.name,
+          options: request.options,
+        },
+        { deadlineMs: timing.attachMs },
+      );
+      if (device === null) {
+        throw new BlockwireError('BW_ATTACH_FAILED', `agent ${agent.id} answered without a device`);
+      }
+      const attached = await this.#change(request.id, (record) => ({
+        ...record,
+        state: 'attached',
+        device: device.device,
+        datapath: device.datapath,
+      }));
+      events.publish({ type: 'volume.attached', volumeId: request.volumeId, agentId: agent.id });
+      return attached;
+    } catch (thrown) {
+      const error = toBlockwireError(thrown);
+      const isUnknown = sent && UNKNOWN_OUTCOME.includes(error.code);
+      await this.#remove(request.id, { confirmed: !isUnknown });
+      throw error;
+    }
+  }
+
   /** From here on no earlier writer writes, and all in-sync replicas are equal. */
   #admitWriter(target: { readonly volumeId: string; readonly generation: number }): Promise<VolumeRecord> {
     return this.#reconciles ? reconcile(this.#context, target) : installMembership(this.#context, target);
@@ -323,7 +334,7 @@ export class Attachments {
     const found = await attachments.get(this.#context.store, volume.attachmentId);
     if (found === null) return null;
     const { id, agentId, volumeId, state } = found.value;
-    if (state === 'attaching') {
+    if (state === 'attaching' && this.#making.has(id)) {
       throw new BlockwireError('BW_CONFLICT', `attachment ${id} is still being made; try again`);
     }
     const changes = [attachments.remove(id, found.version)];
@@ -339,7 +350,7 @@ export class Attachments {
       const found = await attachments.get(store, id);
       if (found === null) throw attachmentNotFound(id);
       const record = found.value;
-      if (record.state === 'attaching') {
+      if (record.state === 'attaching' && (!force || this.#making.has(id))) {
         throw new BlockwireError('BW_CONFLICT', `attachment ${id} is still being made; try again`);
       }
       if (record.state === 'lost') return { changes: [], result: record };
