@@ -9,7 +9,7 @@
  * - A chain of linked SQEs never spans two submissions: callers `reserve` room for a whole chain before they write it.
  * - Nothing here allocates after construction.
  */
-import { checkResult } from './errors.ts';
+import { checkResult, KernelError } from './errors.ts';
 import { allocateRegion, mapDescriptor, PAGE_SIZE_BYTES, type Region } from './memory.ts';
 import { native } from './native.ts';
 import {
@@ -53,6 +53,24 @@ export interface RingOptions {
   readonly cqEntries?: number;
 }
 
+const SETUP =
+  IoringSetup.CQSIZE | IoringSetup.SUBMIT_ALL | IoringSetup.SINGLE_ISSUER | IoringSetup.DEFER_TASKRUN;
+
+/**
+ * The ring's descriptor; fills `params`. Without the array of SQE numbers where the kernel can: it patches its own submission
+ * path whenever the first ring that has one is made or the last one is gone (io_uring.c, io_key_has_sqarray).
+ */
+function setUp(entries: number, params: Uint32Array): number {
+  try {
+    params[2] = SETUP | IoringSetup.NO_SQARRAY;
+    return native.ioUringSetup(entries, params);
+  } catch (error) {
+    if (!(error instanceof KernelError && error.code === 'EINVAL')) throw error;
+    params[2] = SETUP;
+    return native.ioUringSetup(entries, params);
+  }
+}
+
 export class Ring {
   readonly fd: number;
   readonly entries: number;
@@ -93,13 +111,13 @@ export class Ring {
     // struct io_uring_params: 10 words, then io_sqring_offsets (10 words) and io_cqring_offsets (10 words).
     const params = new Uint32Array(30);
     params[1] = options.cqEntries ?? options.entries * 4;
-    params[2] =
-      IoringSetup.CQSIZE | IoringSetup.SUBMIT_ALL | IoringSetup.SINGLE_ISSUER | IoringSetup.DEFER_TASKRUN;
-    this.fd = native.ioUringSetup(options.entries, params);
+    this.fd = setUp(options.entries, params);
     this.entries = params[0]!;
+    const hasArray = (params[2]! & IoringSetup.NO_SQARRAY) === 0;
     const cqEntries = params[1]!;
     const cqesOffset = params[25]!;
-    const queuesBytes = Math.max(params[16]! + this.entries * 4, cqesOffset + cqEntries * CQE_WORDS * 4);
+    const arrayEnd = hasArray ? params[16]! + this.entries * 4 : 0;
+    const queuesBytes = Math.max(arrayEnd, cqesOffset + cqEntries * CQE_WORDS * 4);
     this.#queues = mapDescriptor({
       fd: this.fd,
       lengthBytes: queuesBytes,
@@ -127,7 +145,7 @@ export class Ring {
     if (this.#clockRegion !== null) native.ioUringClock(this.#clockRegion.address);
     // The indirection of the submission queue is never needed: slot i always names SQE i.
     const arrayAt = params[16]! / 4;
-    for (let i = 0; i < this.entries; i++) this.#words[arrayAt + i] = i;
+    for (let i = 0; hasArray && i < this.entries; i++) this.#words[arrayAt + i] = i;
   }
 
   /** Registers who gets the completions of the SQEs that carry the returned number. */

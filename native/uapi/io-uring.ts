@@ -46,6 +46,8 @@ export const IoringSetup = {
   SUBMIT_ALL: 1 << 7,
   SINGLE_ISSUER: 1 << 12,
   DEFER_TASKRUN: 1 << 13,
+  /** Linux 6.6 */
+  NO_SQARRAY: 1 << 16,
 } as const;
 
 /** params.features */
