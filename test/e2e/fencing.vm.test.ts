@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { Agent } from './cluster.ts';
-import { eventually, fioVerify, MIB, World } from './world.ts';
+import { eventually, fioVerify, MIB, REPLICA_TIMEOUT_MS, World } from './world.ts';
 
 const SIZE_BYTES = 32 * MIB;
 
@@ -11,7 +11,10 @@ describe('fencing', () => {
   let second: Agent;
   before(async () => {
     world = await World.start();
-    second = await Agent.start(world.machine, world.cluster, { id: 'agent-2' });
+    second = await Agent.start(world.machine, world.cluster, {
+      id: 'agent-2',
+      replicaTimeoutMs: REPLICA_TIMEOUT_MS,
+    });
   });
   after(() => world?.close());
 

@@ -22,6 +22,12 @@ interface MachineOptions {
   readonly agent?: AgentOptions;
 }
 
+/**
+ * An emulated machine and the nodes share the host's processors, and may keep each other waiting for longer than an agent's
+ * own default. What falls silent on purpose says its own time.
+ */
+export const REPLICA_TIMEOUT_MS = 10_000;
+
 export interface WorldOptions extends MachineOptions {
   /** Default 2. */
   readonly nodes?: number;
@@ -38,9 +44,10 @@ export class World<C extends Cluster = Cluster> {
   #agent: Agent;
 
   /** With the cluster that `blockwire up` makes. */
-  static start({ nodes, ...options }: WorldOptions = {}): Promise<World> {
+  static start({ nodes, agent, ...options }: WorldOptions = {}): Promise<World> {
     const name = 'blockwire-e2e';
-    return World.#start(options, ({ hostAddress }) =>
+    const patient = { ...options, agent: { replicaTimeoutMs: REPLICA_TIMEOUT_MS, ...agent } };
+    return World.#start(patient, ({ hostAddress }) =>
       UpCluster.start({ advertiseHost: hostAddress, name, ...(nodes === undefined ? {} : { nodes }) }),
     );
   }
