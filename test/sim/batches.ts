@@ -70,10 +70,11 @@ export async function runBatches(all: Batch, jobs: number): Promise<Result> {
   } finally {
     for (const child of children) child.disconnect();
   }
-  const failed = results.find((result) => result.failure !== null);
-  if (failed !== undefined) return failed;
   const totals = noTotals();
-  for (const result of results) add(totals, result.totals);
+  for (const result of results) {
+    add(totals, result.totals);
+    if (result.failure !== null) return { totals, failure: result.failure };
+  }
   return { totals, failure: null };
 }
 

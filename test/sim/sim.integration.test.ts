@@ -8,7 +8,7 @@ import { shrink } from './shrink.ts';
 import { simulate } from './simulation.ts';
 
 const SEEDS_COUNT = 500;
-const MUTANT_SEEDS_MAX = 400;
+const MUTANT_SEEDS_MAX = 1000;
 
 test('no seed violates a promise', async () => {
   Error.stackTraceLimit = 0;
