@@ -21,7 +21,6 @@ export class Checkpoints {
   readonly #inFlightCount: () => number;
   readonly #checkpointer: Checkpointer;
   #seenWriteCount = 0;
-  #wasBusy = false;
   #sentCount = 0;
 
   /**
@@ -69,11 +68,10 @@ export class Checkpoints {
 
   tick(): void {
     const count = this.#writeCount();
-    const isBusy = this.#inFlightCount() > 0;
     // A write that was taken before may have waited for another one, and have been sent behind the last mark.
-    if (count !== this.#seenWriteCount || isBusy || this.#wasBusy) this.#checkpointer.noteWrite();
+    const isBusy = this.#inFlightCount() > 0;
+    if (count !== this.#seenWriteCount || isBusy) this.#checkpointer.noteWrite();
     this.#seenWriteCount = count;
-    this.#wasBusy = isBusy;
     this.#checkpointer.tick();
   }
 
