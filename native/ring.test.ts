@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { closeSync, constants, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { constants as osConstants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { KernelError } from './errors.ts';
 import { allocateRegion } from './memory.ts';
 import { native } from './native.ts';
 import { type CompletionHandler, Ring } from './ring.ts';
-import { IoringOp, Iosqe, MSG_WAITALL } from './uapi/io-uring.ts';
+import { IoringOp, IoringSetup, Iosqe, MSG_WAITALL } from './uapi/io-uring.ts';
 
 class Recorder implements CompletionHandler {
   readonly seen: { operation: number; data: number; result: number }[] = [];
@@ -53,6 +53,27 @@ test('more SQEs than the ring has entries are submitted on the way', () => {
       Array.from({ length: 100 }, (_, i) => i),
     );
   });
+});
+
+test('a kernel that insists on the array of SQE numbers gets one', (t) => {
+  const { ioUringSetup } = native;
+  const refused = t.mock.method(native, 'ioUringSetup', (entries: number, params: Uint32Array) => {
+    if ((params[2]! & IoringSetup.NO_SQARRAY) !== 0)
+      throw new KernelError('io_uring_setup', osConstants.errno.EINVAL);
+    return ioUringSetup(entries, params);
+  });
+  withRing(4, (ring, recorder, id) => {
+    for (let i = 0; i < 10; i++) ring.nop(id, 0, i);
+    while (recorder.seen.length < 10) {
+      ring.enter(1, 1000);
+      assert.notEqual(ring.dispatch(), 0, 'completions stopped coming');
+    }
+    assert.deepEqual(
+      recorder.seen.map(({ data }) => data),
+      Array.from({ length: 10 }, (_, i) => i),
+    );
+  });
+  assert.equal(refused.mock.callCount(), 2);
 });
 
 test('completions beyond the completion queue are kept by the kernel and delivered', () => {
