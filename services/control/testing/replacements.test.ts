@@ -56,6 +56,27 @@ test('a replica whose node stays away is replaced on another one; the old one is
   assert.deepEqual(await statesOf(cluster, volume.id), { 'node-1': 'inSync', 'node-3': 'inSync' });
 });
 
+test('a replacement goes on after a restart of the control plane, and the old replica is deleted after another', async (t) => {
+  const { cluster, volume } = await setUp(t);
+  const [source, old, other] = cluster.nodes;
+  const restart = async (): Promise<void> => {
+    await cluster.restart();
+    for (const member of [source!, other!, ...cluster.agents]) await member.connect(cluster.control.grpc);
+  };
+  await takeOffline(cluster, old!);
+  await attach(cluster, { volume: volume.id });
+  await ordered(cluster, other!, volume.id);
+  await restart();
+  await cluster.until(() => other!.rebuildsOf(volume.id).length > 1);
+  await other!.endRebuild(volume.id);
+  await cluster.until(async () => !(await volumeOf(cluster, volume.id)).degraded);
+  await restart();
+  assert.deepEqual(await statesOf(cluster, volume.id), { 'node-1': 'inSync', 'node-3': 'inSync' });
+  assert.ok(old!.replicas.has(volume.id));
+  await old!.connect(cluster.control.grpc);
+  await cluster.until(() => !old!.replicas.has(volume.id));
+});
+
 test('a volume that nobody has attached is made whole too', async (t) => {
   const { cluster, volume } = await setUp(t);
   await takeOffline(cluster, cluster.nodes[1]!);

@@ -52,6 +52,26 @@ test('a stale replica is promoted by who accepts the loss; the others are rebuil
   assert.equal(source!.rebuildsOf(volume.id)[0]?.order?.sourceNodeId, 'node-2');
 });
 
+test('a promotion that a restart cuts short counts, and its loss is told with the next attach', async (t) => {
+  const { cluster, volume } = await setUp(t);
+  await loseInSync(cluster, volume);
+  const promoted = cluster.nodes[1]!;
+  const installs = promoted.commandsOf('installEpoch').length;
+  promoted.react = ({ action }) => (action === 'installEpoch' ? 'never' : undefined);
+  const cutShort = promote(cluster, volume, 'node-2').catch(() => null);
+  await cluster.until(() => promoted.commandsOf('installEpoch').length > installs);
+  await cluster.restart();
+  await cutShort;
+  promoted.react = () => undefined;
+  await promoted.connect(cluster.control.grpc);
+  await cluster.agents[0]!.connect(cluster.control.grpc);
+  assert.deepEqual(await statesOf(cluster, volume.id), { 'node-1': 'stale', 'node-2': 'inSync' });
+  const { epoch } = await volumeOf(cluster, volume.id);
+  await attach(cluster, { volume: volume.id, agent: 'agent-1' });
+  const installed = promoted.commandsOf('installEpoch').at(-1)!.installEpoch!;
+  assert.deepEqual([installed.role, installed.lossEpoch], ['REPLICA_STATE_IN_SYNC', epoch]);
+});
+
 test('a promotion is refused without the word, and where nothing has to be given up', async (t) => {
   const { cluster, volume } = await setUp(t);
   for (const body of [{}, { acceptLoss: false }, { acceptLoss: 'yes' }]) {
