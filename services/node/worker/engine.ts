@@ -451,6 +451,11 @@ export class Engine {
     this.#finish(slot, error);
   }
 
+  /** The range is given back before anything was written: what it holds is as old as before. */
+  copyGivenUp(slot: number): void {
+    this.#giveBack(slot, nbd.NBD_OK);
+  }
+
   // The end
 
   #diskError(slot: number, errno: number): void {
@@ -464,15 +469,19 @@ export class Engine {
     this.#finish(slot, nbdErrorOf(errno));
   }
 
-  /** Gives the slot's range back, if it has one, and ends it. */
+  /** Ends a slot, and what it did to its range, if it has one. */
   #finish(slot: number, error: number): void {
     const slots = this.#slots;
-    const ordered = slots.orderIndex[slot] !== -1;
-    if (ordered) {
-      const { integrity, order } = this.#volumeOf(slot);
-      integrity.written(slots.rangeStart[slot]!, slots.rangeEnd[slot]!);
-      order.release(slot, this.#granted);
+    if (slots.orderIndex[slot] !== -1 && slots.type[slot] !== nbd.NBD_CMD_READ) {
+      this.#volumeOf(slot).integrity.written(slots.rangeStart[slot]!, slots.rangeEnd[slot]!);
     }
+    this.#giveBack(slot, error);
+  }
+
+  /** Gives the slot's range back, if it has one, and ends it. */
+  #giveBack(slot: number, error: number): void {
+    const ordered = this.#slots.orderIndex[slot] !== -1;
+    if (ordered) this.#volumeOf(slot).order.release(slot, this.#granted);
     this.#settle(slot, error);
     if (ordered && !this.#granted.isEmpty) this.#startGranted();
   }

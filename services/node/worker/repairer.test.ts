@@ -74,6 +74,27 @@ test('a region with an intent is not touched before a checkpoint has covered it'
   assert.ok(copying.content.equals(copying.source));
 });
 
+test('one that is given up does not hold back the checkpoint that makes its region calm', () => {
+  const copying = rotten(7, [2]);
+  const { h } = copying;
+  const socket = openWriter(copying);
+  write(socket, 1, 40_960, 9);
+  copying.run();
+  feed(socket, request(nbd.NBD_CMD_BLOCKWIRE_MARK, 2, 1, INSTALLED.epoch));
+  copying.run();
+  copying.start('repair');
+  // Somebody reads the rotten block meanwhile, with its range to itself the second time.
+  feed(socket, request(nbd.NBD_CMD_READ, 3, 8192, 4096));
+  copying.run();
+  feed(socket, request(nbd.NBD_CMD_BLOCKWIRE_CHECKPOINT, 4, 1, INSTALLED.epoch));
+  copying.run();
+  copying.source.fill(9, 40_960, 45_056);
+  h.server.onTick(600);
+  copying.run();
+  assert.equal(copying.outcome, null);
+  assert.ok(copying.content.equals(copying.source));
+});
+
 test('intents that nobody will clear do not count once there is no writer', () => {
   const copying = rotten(6, [2]);
   const writer = openWriter(copying);

@@ -214,15 +214,16 @@ export class Repairer implements LocalClient {
     job.repair.granted();
     // It may be over, and the next region be asked for.
     if (job.slot === slot) return true;
-    this.#engine.copyDone(slot, nbd.NBD_OK);
+    this.#engine.copyGivenUp(slot);
     return false;
   }
 
   /** Gives the range back; one whose intent is being marked when it is. */
   #release(job: Job): void {
-    const { slot, isArmed } = job;
+    const { slot, isArmed, isWriting } = job;
     job.slot = NO_SLOT;
-    if (isArmed) this.#engine.copyDone(slot, nbd.NBD_OK);
+    if (isWriting) this.#engine.copyDone(slot, nbd.NBD_OK);
+    else if (isArmed) this.#engine.copyGivenUp(slot);
     this.#forget(job);
   }
 
@@ -237,7 +238,7 @@ export class Repairer implements LocalClient {
   /** Its intent is durable: the content may come. */
   #armed(job: Job, slot: number): void {
     if (job.slot !== slot) {
-      this.#engine.copyDone(slot, nbd.NBD_OK);
+      this.#engine.copyGivenUp(slot);
       return;
     }
     job.isArmed = true;
