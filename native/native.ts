@@ -115,6 +115,17 @@ export interface Native {
   crc32cSoftware(data: NodeJS.TypedArray, seed: number): number;
   /** CRC32C of `count` blocks of `blockSizeBytes` (a multiple of 8) at the given addresses, into `out`. */
   crc32cBlocks(addresses: Float64Array, count: number, blockSizeBytes: number, out: Uint32Array): void;
+  /**
+   * The same by one method: 0 folding, 1 the CPU's instruction, 2 a table. False, and nothing is done, where this CPU
+   * does not have it or not for this size.
+   */
+  crc32cBlocksBy(
+    addresses: Float64Array,
+    count: number,
+    blockSizeBytes: number,
+    out: Uint32Array,
+    method: number,
+  ): boolean;
 }
 
 function load(): Native {
@@ -139,5 +150,6 @@ export const native: Native = throwsKernelError(load(), [
   'transfer',
   'sendPieces',
   'crc32cBlocks',
+  'crc32cBlocksBy',
   'crc32c',
 ]);
