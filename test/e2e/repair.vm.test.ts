@@ -1,5 +1,9 @@
-/** What an operator does, or need not do: replicas that move to other nodes under load, and a stale one that is taken all the same. */
+/**
+ * What an operator does, or need not do: replicas that move to other nodes under load, a stale one that is taken all
+ * the same, and data that rots.
+ */
 import assert from 'node:assert/strict';
+import { open } from 'node:fs/promises';
 import { after, before, describe, it } from 'node:test';
 import { Load } from './load.ts';
 import type { Volume } from './rest.ts';
@@ -92,5 +96,71 @@ describe('replicas that move', () => {
     assert.equal(digests[0], digests[1]);
     await world.rest.deleteVolume(volume.id);
     await world.cluster.restart(spare);
+  });
+
+  /** As a disk would: behind its node's back. */
+  const rot = async (
+    node: string,
+    { id }: Volume,
+    { offset, text }: { readonly offset: number; readonly text: string },
+  ): Promise<void> => {
+    const file = await open(world.cluster.dataFile(node, id), 'r+');
+    await file.write(text, offset);
+    await file.sync();
+    await file.close();
+  };
+
+  it('what rotted on a disk is found by a scrub and repaired, under the device', async () => {
+    const [volume, { id, device }] = await world.attachNew('rotten', SIZE_BYTES);
+    await world.shell(`dd if=/dev/urandom of=${device} bs=1M count=16 oflag=direct conv=fsync`);
+    const rotten = volume.replicas[0]!.node;
+    await rot(rotten, volume, { offset: 9 * MIB + 5, text: 'rot' });
+    await world.rest.scrub(volume.id);
+    const { scrub } = await eventually(
+      () => world.rest.volume(volume.id),
+      (now) => typeof now.scrub?.finishedAt === 'string',
+      90_000,
+    );
+    const found = scrub!.replicas.map(({ node, ...result }) => {
+      const { mismatchedRegions, repairedRegions, error } = result;
+      return [node === rotten, mismatchedRegions, repairedRegions, error];
+    });
+    assert.deepEqual(found.toSorted(), [
+      [false, 0, 0, null],
+      [true, 1, 1, null],
+    ]);
+    await world.rest.detach(id);
+    const digests = await world.replicaDigests(volume);
+    assert.equal(digests[0], digests[1]);
+    await world.rest.deleteVolume(volume.id);
+  });
+
+  it('a read of what rotted is answered by the other replica, and the rotten one repaired', async () => {
+    const [volume, { id, device }] = await world.attachNew('read', SIZE_BYTES);
+    await world.shell('dd if=/dev/urandom of=/run/written bs=1M count=16');
+    await world.shell(`dd if=/run/written of=${device} bs=1M oflag=direct conv=fsync`);
+    const good = await world.replicaDigests(volume);
+    assert.equal(good[0], good[1]);
+    // On each replica another region, all of it: whichever is asked for a part of it meets the rot.
+    const text = 'rot '.repeat(MIB / 4);
+    for (const [index, { node }] of volume.replicas.entries()) {
+      await rot(node, volume, { offset: (3 + 6 * index) * MIB, text });
+    }
+    await eventually(
+      async () => {
+        // Several at once, so that both replicas are asked.
+        await world.shell(
+          `seq 4 | xargs -P 4 -I{} sh -c 'dd if=${device} bs=1M count=16 iflag=direct status=none | cmp - /run/written'`,
+        );
+        return world.replicaDigests(volume);
+      },
+      (now) => now.every((digest, index) => digest === good[index]),
+      120_000,
+    );
+    const counted = (name: string): Promise<number> => world.agentMetric(name, { volume: volume.id });
+    assert.ok((await counted('blockwire_agent_read_errors_total')) >= 2);
+    assert.equal(await counted('blockwire_agent_errors_total'), 0);
+    await world.rest.detach(id);
+    await world.rest.deleteVolume(volume.id);
   });
 });

@@ -14,6 +14,20 @@ export const Volume = Type.Object({
   generation: Type.Integer(),
   epoch: Type.Integer(),
   replicas: Type.Array(Type.Object({ node: Type.String(), state: Type.String(), uri: Type.String() })),
+  scrub: Type.Union([
+    Type.Null(),
+    Type.Object({
+      finishedAt: Type.Union([Type.String(), Type.Null()]),
+      replicas: Type.Array(
+        Type.Object({
+          node: Type.String(),
+          mismatchedRegions: Type.Integer(),
+          repairedRegions: Type.Integer(),
+          error: Type.Union([Type.String(), Type.Null()]),
+        }),
+      ),
+    }),
+  ]),
 });
 export type Volume = Static<typeof Volume>;
 
@@ -93,6 +107,11 @@ export class Rest {
   promote(volumeId: string, node: string): Promise<Volume> {
     const path = `/v1/volumes/${volumeId}/replicas/${node}/promote`;
     return this.#expect(200, Volume, 'POST', path, { acceptLoss: true });
+  }
+
+  /** Begins to compare the replicas. */
+  scrub(volumeId: string): Promise<Volume> {
+    return this.#expect(202, Volume, 'POST', `/v1/volumes/${volumeId}/scrub`);
   }
 
   /** Moves a node's replicas to other nodes, or lets it keep them. */
