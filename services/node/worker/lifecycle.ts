@@ -212,15 +212,6 @@ export class Lifecycle implements GreeterHost, SessionsHost {
     return closed;
   }
 
-  /** Whether a connection of the volume's writer is open. */
-  hasWriter(volume: Volume): boolean {
-    for (let index = 0; index < this.#connections.end; index++) {
-      const connection = this.#connections.find(index);
-      if (connection?.volume === volume && isWriter(connection)) return true;
-    }
-    return false;
-  }
-
   /** Releases a closing connection once nothing of it is at work. */
   releaseIfIdle(connection: Connection): void {
     if (connection.busy) return;
@@ -296,7 +287,6 @@ export class Lifecycle implements GreeterHost, SessionsHost {
   #release(connection: Connection): void {
     this.#connections.release(connection);
     this.#parts.stats[Stat.connections] = this.#connections.count;
-    if (isWriter(connection) && connection.volume !== null) connection.volume.writerGoneMs = this.#nowMs;
     this.#parts.host.connectionGone(connection);
     this.sessions.connectionGone(connection);
     this.accept();
@@ -306,8 +296,4 @@ export class Lifecycle implements GreeterHost, SessionsHost {
     const { stats } = this.#parts;
     stats[stat] = stats[stat]! + 1;
   }
-}
-
-function isWriter({ session }: Connection): boolean {
-  return session?.claim?.kind === 'writer';
 }

@@ -4,7 +4,9 @@
  *
  *   a region's range acquired ─▶ calm? ─▶ marked ─▶ pull (main thread) ─▶ each block: read, and written if it is bad ─▶ given back
  *
- * A region that is not calm is tried again for a while: a checkpoint of the writer makes it so.
+ * A region that is not calm is tried again for a while: a checkpoint of the writer makes it so. Nothing else does, however long
+ * no writer has been here: one that is cut from both replicas may have a write done here that the peer lacks, and send it there
+ * only, once it is back. What a dead writer has left is covered by the first checkpoint of the next one.
  */
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import { COPY_CHUNK_BYTES, type CopyOrder, type FromWorker, type PulledChunk } from '../data/messages.ts';
@@ -26,8 +28,6 @@ import type { Volume } from './volume.ts';
 /** How long regions may take to become calm, and how often that is asked. */
 const CALM_MS_MAX = 60_000;
 const AGAIN_MS = 500;
-/** A volume whose writer has not been here for this long has none. */
-const WRITER_GONE_MS = 30_000;
 
 interface Job {
   readonly order: CopyOrder;
@@ -58,8 +58,6 @@ interface Job {
 export interface RepairerHost {
   /** Monotonic milliseconds, as of the last tick. */
   readonly nowMs: number;
-  /** Whether a connection of the volume's writer is open. */
-  hasWriter(volume: Volume): boolean;
 }
 
 export class Repairer implements LocalClient {
@@ -185,7 +183,7 @@ export class Repairer implements LocalClient {
         const installed = volume.membership?.installed;
         // Not ordered: it was taken out of the queue.
         if (!isOrdered || installed?.epoch !== order.epoch) return false;
-        return !volume.integrity.table.hasIntent(region) || this.#isWithoutWriter(volume);
+        return !volume.integrity.table.hasIntent(region);
       },
       // When its intent is marked: the write may then begin as soon as the content is there.
       read: () => {},
@@ -197,14 +195,6 @@ export class Repairer implements LocalClient {
       release: () => this.#release(job()),
       ended: (left) => this.#ended(job(), left),
     };
-  }
-
-  /**
-   * Intents stay when the writer is gone, or was only a client. An agent that lives and cannot come back here has its
-   * replica declared lost long before that, which is another epoch.
-   */
-  #isWithoutWriter(volume: Volume): boolean {
-    return !this.#host.hasWriter(volume) && this.#host.nowMs - volume.writerGoneMs > WRITER_GONE_MS;
   }
 
   /** The region's range is ours, and nothing of it is marked yet: false gives it back. */
@@ -277,7 +267,7 @@ export class Repairer implements LocalClient {
       return;
     }
     if (left.length > 0)
-      job.error ??= `regions ${left.join(', ')} are being written; to be tried again later`;
+      job.error ??= `regions ${left.join(', ')} wait for a checkpoint of their writer; to be tried again later`;
     job.isOver = true;
   }
 

@@ -308,10 +308,6 @@ export class NodeServer {
     );
   }
 
-  hasWriter(volume: Volume): boolean {
-    return this.#lifecycle.hasWriter(volume);
-  }
-
   trust(key: Uint8Array): void {
     this.#lifecycle.sessions.key = new CapabilityVerifier(key);
   }

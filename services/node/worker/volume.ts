@@ -29,8 +29,6 @@ export class Volume {
   readonly membership: ReplicaMembership | null;
   /** What was written since the replica joined: for the hot path, beside the membership. */
   fresh: FreshMap | null;
-  /** When its writer's last connection was gone, in monotonic milliseconds; 0: at the start. */
-  writerGoneMs = 0;
   /** By link: its latest attempt. */
   readonly attempts = new Map<string, number>();
   /** Whether the file system can punch holes, and zero ranges without making holes. Probed at opening. */
