@@ -133,6 +133,25 @@ test('after a writer died, what it wrote to one replica only is made equal', asy
   assert.ok((await a.content(3, sizeBytes)).equals(await b.content(3, sizeBytes)));
 });
 
+test('a reconcile ends when a membership is installed, also the same one: its replica may be the next source', async (t) => {
+  const cluster = await TestCluster.start(t);
+  const sizeBytes = 16 * MIB;
+  const { nodes, mirror } = await pair(cluster, sizeBytes, 2 * MIB);
+  const [a, b] = nodes;
+  mirror.close();
+  const client = await a.open('writer', 2, 2, 2);
+  assert.equal(await client.write(MIB, randomBytes(MIB)), 0);
+  for (const node of nodes) assert.equal(await node.install(3, 3), '');
+  const before = await b.content(3, sizeBytes);
+  a.process!.child.kill('SIGSTOP');
+  const given = cluster.command(b, { reconcile: { order: a.order(3, 3) } });
+  assert.equal(await b.install(3, 3), '');
+  a.process!.child.kill('SIGCONT');
+  assert.equal(await given, 'BW_PEER_UNREACHABLE');
+  assert.equal(await cluster.command(a, { reconcile: { order: b.order(3, 3) } }), '');
+  for (const node of nodes) assert.ok((await node.content(3, sizeBytes)).equals(before), node.id);
+});
+
 test('SIGKILL of either side in the middle of a rebuild; ordered again, it ends well', async (t) => {
   const cluster = await TestCluster.start(t);
   const sizeBytes = 64 * MIB;
