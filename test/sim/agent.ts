@@ -1,8 +1,8 @@
 /** An agent's host: its devices end with it. */
 import type { AgentAction, DeviceReport } from '@blockwire/control/domain/context.ts';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
-import { VOLUME_ID } from './control.ts';
 import { SimDevice } from './device.ts';
+import { VOLUME_ID } from './members.ts';
 import { Process } from './network.ts';
 import type { Cluster } from './node.ts';
 
@@ -35,7 +35,7 @@ export class SimAgent {
     if (this.#process !== null) return;
     this.#devices = new Map();
     this.#process = new Process(this.#cluster.world, this.id);
-    this.#cluster.control.join({
+    this.#cluster.control.members.join({
       ...{ kind: 'agent', id: this.id, process: this.#process, heartbeatMs: HEARTBEAT_MS },
       devices: () => [...this.#devices.keys()].map((id) => this.#report(id)),
     });
@@ -50,7 +50,7 @@ export class SimAgent {
   command(process: Process, commandId: string, action: AgentAction): void {
     if (process !== this.#process) return;
     const complete = (outcome: BlockwireError | { readonly result: DeviceReport | null }): void =>
-      this.#cluster.control.completeAgent(process, this.id, commandId, outcome);
+      this.#cluster.control.members.completeAgent(process, this.id, commandId, outcome);
     switch (action.kind) {
       case 'attach': {
         const device = new SimDevice({ cluster: this.#cluster, process, agentId: this.id, action });

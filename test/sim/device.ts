@@ -1,11 +1,11 @@
-/** One attached volume: its queues, the agent's own checkpointer, slots and agreement, and its talk with the control plane. */
+/** One attached volume: its queues, the agent's own checkpoints, slots and agreement, and its talk with the control plane. */
+import { Checkpoints } from '@blockwire/agent/checkpoints.ts';
 import { AgreementWriter, createAgreement } from '@blockwire/agent/datapath/agreement.ts';
-import { Checkpointer } from '@blockwire/agent/datapath/checkpointer.ts';
 import { MemberSlots } from '@blockwire/agent/datapath/members.ts';
 import { createRanges } from '@blockwire/agent/datapath/ranges.ts';
 import { Operation } from '@blockwire/agent/datapath/request.ts';
 import type { AttachAction, Membership } from '@blockwire/control/domain/context.ts';
-import { isError } from './control.ts';
+import { isError } from './members.ts';
 import { Mailbox, type Process } from './network.ts';
 import type { Cluster } from './node.ts';
 import { DEPTH, type Io, type QueueHost, type QueueMembership, SimQueue } from './queue.ts';
@@ -24,7 +24,9 @@ export class SimDevice implements QueueHost {
   readonly #queues: readonly SimQueue[];
   /** To each queue. */
   readonly #mailboxes: readonly Mailbox[];
-  readonly #checkpointer: Checkpointer;
+  readonly #checkpoints: Checkpoints;
+  /** Taken so far. */
+  #writeCount = 0;
   #membership: Membership;
   #isEnded = false;
   /** By queue: the epoch by which every joining replica has joined there, and what began before is done. */
@@ -55,6 +57,7 @@ export class SimDevice implements QueueHost {
     const membership = this.#take(action.membership, false);
     const ranges = createRanges(queueCount, DEPTH);
     this.#mailboxes = Array.from({ length: queueCount }, () => new Mailbox(world, process));
+    const wakes = Array.from({ length: queueCount }, () => new Mailbox(world, process));
     this.#settledEpochs = new Array<number>(queueCount).fill(epoch);
     this.#queues = Array.from(
       { length: queueCount },
@@ -62,22 +65,22 @@ export class SimDevice implements QueueHost {
         new SimQueue({
           ...{ cluster, process, queueId, queueCount, generation, membership, ranges, agreement },
           ...{ name: this.name, host: this, toDevice: new Mailbox(world, process) },
-          wake: (id) => this.#mailboxes[id]!.post(() => this.#queues[id]!.mirror.retryWaiting()),
+          wake: (id) => wakes[id]!.post(() => this.#queues[id]!.mirror.retryWaiting()),
         }),
     );
-    this.#checkpointer = new Checkpointer({
+    this.#checkpoints = new Checkpoints({
       ...{ generation, epoch },
-      host: {
-        mark: (number, markEpoch) => this.#tell((queue) => queue.markOf({ number, epoch: markEpoch })),
-        // One queue's connections reach every member.
-        sendCheckpoint: (number, markEpoch) =>
-          this.#mailboxes[0]!.post(() => this.#queues[0]!.sendCheckpoint(number, markEpoch)),
-        queueCount: () => (cluster.mutation === 'checkpoint-at-first-fence' ? 1 : queueCount),
+      queues: {
+        count: () => (cluster.mutation === 'checkpoint-at-first-fence' ? 1 : queueCount),
+        post: (message) => message.type === 'mark' && this.#tell((queue) => queue.markOf(message)),
+        postTo: (id, message) =>
+          message.type === 'checkpoint' &&
+          this.#mailboxes[id]!.post(() => this.#queues[id]!.sendCheckpoint(message.number, message.epoch)),
       },
+      writeCount: () => this.#writeCount,
+      inFlightCount: () => this.activeCount,
     });
-    // What an earlier writer has left is covered by the first checkpoint.
-    this.#checkpointer.noteWrite();
-    process.every(cluster.checkpointMs, () => !this.#isEnded && this.#checkpointer.tick());
+    process.every(cluster.checkpointMs, () => !this.#isEnded && this.#checkpoints.tick());
   }
 
   get isEnded(): boolean {
@@ -104,7 +107,7 @@ export class SimDevice implements QueueHost {
 
   /** False when all tags of the queue are taken, or the device is gone. @param queue taken modulo their count */
   submit(queue: number, io: Io): boolean {
-    if (io.operation === Operation.WRITE) this.#checkpointer.noteWrite();
+    if (io.operation === Operation.WRITE) this.#writeCount++;
     return this.#queues[queue % this.#queues.length]!.submit(io);
   }
 
@@ -121,13 +124,22 @@ export class SimDevice implements QueueHost {
     if (slot !== null) this.#queues[queue % this.#queues.length]!.breakLink(slot);
   }
 
+  /** One queue hears late of what the device tells it from now on. */
+  deafen(queue: number, milliseconds: number): void {
+    this.#mailboxes[queue % this.#queues.length]!.hold(milliseconds);
+  }
+
   end(): void {
     this.#isEnded = true;
     for (const queue of this.#queues) queue.end();
   }
 
   fencePassed(queueId: number, number: number): void {
-    this.#checkpointer.fencePassed(queueId, number);
+    this.#checkpoints.fencePassed(queueId, number);
+  }
+
+  linked(): void {
+    this.#checkpoints.linked();
   }
 
   readyToJoin(queueId: number, replica: number, epoch: number): void {
@@ -159,7 +171,7 @@ export class SimDevice implements QueueHost {
     const { volumeId, generation, epoch } = this.#membership;
     world.note(10, replica, () => `${this.name} lost ${nodeId}: ${reason}`);
     const report = { agentId: this.#agentId, volumeId, generation, epoch, nodeId, reason };
-    control.replicaLost(this.process, report, (answer) => {
+    control.members.replicaLost(this.process, report, (answer) => {
       if (this.#isEnded) return;
       if (!isError(answer)) {
         this.#reporting.delete(replica);
@@ -181,7 +193,7 @@ export class SimDevice implements QueueHost {
       membership.replicas.map(({ nodeId, state }) => `${nodeId} ${state}`).join(', ');
     world.note(11, epoch, () => `${this.name} goes by epoch ${epoch}: ${states()}`);
     this.#cluster.onLoss(lossEpoch);
-    this.#checkpointer.membership(epoch);
+    this.#checkpoints.membership(epoch);
     const order = this.#take(membership, lossEpoch > before.lossEpoch && mutation !== 'swallow-loss');
     this.#tell((queue) => queue.membership(order));
     // Even if it is the same one again: the queues are yet to hear of it.

@@ -23,6 +23,7 @@ export interface LinkHost {
   valueOf(tag: number): number;
   lengthOf(tag: number): number;
   readData(tag: number, values: readonly number[]): void;
+  linkUp(replica: number): void;
 }
 
 type State = 'closed' | 'connecting' | 'up' | 'waiting';
@@ -123,7 +124,7 @@ export class SimLink implements ReplicaLink {
         this.#state = 'up';
         // Before any write: what this connection carries from now on was sent behind it.
         if (mark.number > 0) this.#connection!.send({ type: 'mark', mark });
-        mirror.linkUp(this.#replica);
+        this.#host.linkUp(this.#replica);
         break;
       case 'refused':
         this.#fail(message.code);

@@ -91,6 +91,11 @@ export class Mailbox {
     this.#process = process;
   }
 
+  /** Whatever is posted from now on arrives behind this. */
+  hold(milliseconds: number): void {
+    this.#lastAt = Math.max(this.#world.now + milliseconds, this.#lastAt);
+  }
+
   post(run: () => void): void {
     const world = this.#world;
     const isPreempted = world.random.oneIn(PREEMPTED_ONE_IN);

@@ -105,7 +105,7 @@ class NodeDaemon {
     this.process = new Process(world, id);
     this.#served = disk === null ? null : this.#serve(disk);
     this.process.every(TICK_MS, () => this.#served?.tick());
-    cluster.control.join({
+    cluster.control.members.join({
       ...{ kind: 'node', id, process: this.process, heartbeatMs: HEARTBEAT_MS },
       replica: () => this.#served?.state ?? null,
     });
@@ -124,11 +124,17 @@ class NodeDaemon {
   }
 
   command(commandId: string, action: NodeAction): void {
-    const reply: Reply = (error) => {
-      this.#cluster.control.completeNode(this.process, this.#node.id, commandId, error);
-      this.#nextTurn();
-    };
-    this.#turns.push(() => this.#carryOut(action, reply));
+    const complete: Reply = (error) =>
+      this.#cluster.control.members.completeNode(this.process, this.#node.id, commandId, error);
+    this.#turns.push(() => {
+      // Others do not wait for its end: one of them may be what ends it.
+      const isOnlyBegun = action.kind === 'reconcile';
+      this.#carryOut(action, (error) => {
+        complete(error);
+        if (!isOnlyBegun) this.#nextTurn();
+      });
+      if (isOnlyBegun) this.#nextTurn();
+    });
     if (!this.#isBusy) this.#nextTurn();
   }
 

@@ -21,6 +21,7 @@ export type FaultKind =
   | 'cut-nodes'
   | 'cut-agent-node'
   | 'break-link'
+  | 'deaf-queue'
   | 'cut-agent-control'
   | 'cut-control-node'
   | 'kill-agent'
@@ -67,6 +68,7 @@ const KINDS: readonly (readonly [FaultKind, number])[] = [
   ['cut-nodes', 2],
   ['cut-agent-node', 5],
   ['break-link', 5],
+  ['deaf-queue', 2],
   ['cut-agent-control', 2],
   ['cut-control-node', 3],
   ['kill-agent', 4],
@@ -119,14 +121,18 @@ export function drawPlan(seed: number): Plan {
       durationMs,
     });
   }
-  if (random.oneIn(2)) faults.push(...drawScenario(random, nodeCount, between(300, endMs)));
+  if (random.oneIn(2)) faults.push(...drawScenario(random, { nodeCount, queueCount }, between(300, endMs)));
   faults.sort((a, b) => a.atMs - b.atMs);
   const checkpointMs = random.oneIn(2) ? between(20, 80) : between(80, 400);
   return { seed, nodeCount, spareCount, agentCount, queueCount, ops, faults, endMs, checkpointMs };
 }
 
 /** Faults that make each other worse. */
-function drawScenario(random: Random, nodeCount: number, atMs: number): Fault[] {
+function drawScenario(
+  random: Random,
+  { nodeCount, queueCount }: Pick<Plan, 'nodeCount' | 'queueCount'>,
+  atMs: number,
+): Fault[] {
   const target = random.below(nodeCount);
   const other = random.below(8);
   const fault = (kind: FaultKind, delayMs: number, durationMs: number): Fault => ({
@@ -135,7 +141,7 @@ function drawScenario(random: Random, nodeCount: number, atMs: number): Fault[] 
   const soonMs = 20 + random.below(400);
   const nodeFault = random.oneIn(2) ? 'kill-node' : 'power-node';
   const others = Array.from({ length: nodeCount - 1 }, (_, i) => target + 1 + i);
-  switch (random.below(10)) {
+  switch (random.below(queueCount > 1 ? 12 : 10)) {
     // A writer and a slow replica end together: its last writes are on the others only.
     case 0:
       return [
@@ -194,6 +200,13 @@ function drawScenario(random: Random, nodeCount: number, atMs: number): Fault[] 
               target: target + random.below(2) * nodeCount,
             }
           : fault('replace-control', random.below(100), 200 + random.below(1000)),
+      ];
+    // One queue goes on without a replica that another one still reads from.
+    case 10:
+    case 11:
+      return [
+        { ...fault('deaf-queue', 0, 300 + random.below(600)), other: other + 1 },
+        fault('break-link', random.below(50), 5),
       ];
     // The last one left loses power.
     default:

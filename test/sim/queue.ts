@@ -37,6 +37,8 @@ export interface QueueMembership {
 /** What a queue tells its device: called in the device's thread. */
 export interface QueueHost {
   lost(replica: number, reason: string): void;
+  /** A replica answers. */
+  linked(): void;
   readyToJoin(queueId: number, replica: number, epoch: number): void;
   /** The queue goes by the membership of this epoch, and no write of it is in flight that began before. */
   settled(queueId: number, epoch: number): void;
@@ -138,10 +140,10 @@ export class SimQueue implements MirrorHost, LinkHost {
     this.#tellSettled();
   }
 
-  markOf(mark: Mark): void {
+  markOf({ number, epoch }: Mark): void {
     if (this.#isEnded) return;
-    this.mark = mark;
-    for (const link of this.#links) link.sendMark(mark.number, mark.epoch);
+    this.mark = { number, epoch };
+    for (const link of this.#links) link.sendMark(number, epoch);
     if (this.cluster.mutation === 'checkpoint-early') this.fencePassed('checkpoint');
     else this.mirror.fence();
   }
@@ -181,6 +183,11 @@ export class SimQueue implements MirrorHost, LinkHost {
     const { number } = this.mark;
     if (fence === 'join') this.#tellSettled();
     else this.#toDevice.post(() => this.#host.fencePassed(this.#queueId, number));
+  }
+
+  linkUp(replica: number): void {
+    this.mirror.linkUp(replica);
+    this.#toDevice.post(() => this.#host.linked());
   }
 
   reportLost(replica: number, reason: string): void {

@@ -42,6 +42,8 @@ interface Job {
   ended: (outcome: JobOutcome) => void;
   readonly granted: (slot: number) => void;
   readonly owner: number;
+  /** Something of it is written: what its regions hold is new. */
+  hasBegun: boolean;
   /** The range stays ours, before and after it runs, until it is given back. */
   readonly isHeld: boolean;
 }
@@ -119,7 +121,7 @@ export class SimReplica {
     const { owner, range, values, granted, ended } = options;
     const units = unitsOf(range);
     this.#admit({
-      ...{ owner, range, granted, ended, isHeld: false },
+      ...{ owner, range, granted, ended, isHeld: false, hasBegun: false },
       run: (done) => this.#disk.write(units, values, done),
     });
   }
@@ -136,7 +138,7 @@ export class SimReplica {
   }): void {
     const { owner, range, parts, ended } = options;
     this.#admit({
-      ...{ owner, range, ended, granted: () => {}, isHeld: false },
+      ...{ owner, range, ended, granted: () => {}, isHeld: false, hasBegun: false },
       run: (done) => {
         const found = parts();
         this.#disk.write(
@@ -156,7 +158,7 @@ export class SimReplica {
   }): void {
     const { owner, range } = options;
     const job: Job = {
-      ...{ owner, range, isHeld: true, run: () => {}, ended: () => {} },
+      ...{ owner, range, isHeld: true, hasBegun: false, run: () => {}, ended: () => {} },
       granted: (slot) =>
         options.granted({
           write: (units, values, ended) => {
@@ -239,6 +241,7 @@ export class SimReplica {
 
   #begin(slot: number): void {
     const job = this.#jobs[slot]!;
+    job.hasBegun = true;
     if (this.#mutation === 'skip-intent') {
       this.#run(slot);
     } else if (this.volume.integrity.begin(startOf(job.range), endOf(job.range))) {
@@ -273,9 +276,9 @@ export class SimReplica {
   }
 
   #release(slot: number, outcome: JobOutcome = 'dropped'): void {
-    const { range, isHeld } = this.#jobs[slot]!;
+    const { range, isHeld, hasBegun } = this.#jobs[slot]!;
     const granted = new SlotQueue();
-    this.volume.integrity.written(startOf(range), endOf(range));
+    if (hasBegun) this.volume.integrity.written(startOf(range), endOf(range));
     this.volume.order.release(slot, granted);
     if (isHeld) this.#jobs[slot]!.ended = () => {};
     this.#end(slot, outcome);
@@ -315,11 +318,12 @@ export class SimReplica {
   }
 
   #finishDrains(): void {
-    this.#drains = this.#drains.filter(({ owners, done }) => {
-      if (this.#jobs.some((job) => job !== null && owners.has(job.owner))) return true;
-      done();
-      return false;
-    });
+    const isDrained = ({ owners }: { readonly owners: ReadonlySet<number> }): boolean =>
+      !this.#jobs.some((job) => job !== null && owners.has(job.owner));
+    const over = this.#drains.filter(isDrained);
+    this.#drains = this.#drains.filter((drain) => !isDrained(drain));
+    // What follows may drop others.
+    for (const { done } of over) done();
   }
 
   #io(): NodeIo {

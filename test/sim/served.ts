@@ -2,30 +2,25 @@
  * A replica as a node's process serves it: what is installed, who is let in, what is copied to it. Gone when the process ends,
  * or when the replica is deleted.
  */
-import type { NodeAction, ResyncOrder } from '@blockwire/control/domain/context.ts';
-import { endsCopies, ReplicaMembership } from '@blockwire/node/replication/membership.ts';
-import { planRebuild, planReconcile, Resync } from '@blockwire/node/replication/resync.ts';
+import type { NodeAction } from '@blockwire/control/domain/context.ts';
+import { endsCopies, type Installation, ReplicaMembership } from '@blockwire/node/replication/membership.ts';
+import { planRebuild, planReconcile } from '@blockwire/node/replication/resync.ts';
 import { REGION_SIZE_BYTES } from '@blockwire/node/store/region-table.ts';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
-import type { SimControl } from './control.ts';
+import { Copies } from './copies.ts';
 import type { Disk } from './disk.ts';
-import { CHUNK_BYTES, isUsed, offsetOf, SIZE_BYTES } from './geometry.ts';
+import { offsetOf } from './geometry.ts';
+import type { Members } from './members.ts';
 import type { Connection, Peer, Process } from './network.ts';
 import { type Cluster, openConnection, type SimNode } from './node.ts';
 import { Repairs } from './repairs.ts';
-import { SimReplica, unitsOf } from './replica.ts';
+import { SimReplica } from './replica.ts';
 import { ForgetfulMap, Sessions } from './sessions.ts';
 import type { ToClient, ToNode } from './wire.ts';
 
 const RETRY_MS = 200;
-const STALL_MS_MAX = 1500;
 
 export type Reply = (error: BlockwireError | null) => void;
-
-interface Running {
-  readonly key: string;
-  readonly resync: { cancel(reason: string): void };
-}
 
 export class ServedReplica {
   readonly sessions: Sessions;
@@ -36,9 +31,8 @@ export class ServedReplica {
   readonly #disk: Disk;
   readonly #membership: ReplicaMembership;
   readonly #replica: SimReplica;
-  #running: Running | null = null;
+  readonly #copies: Copies;
   #isDeleted = false;
-  #attempts = 0;
 
   /** @param id the node's */
   constructor(cluster: Cluster, id: string, process: Process, disk: Disk) {
@@ -59,10 +53,15 @@ export class ServedReplica {
       enter: (run) => process.enter(run),
       onDamage: (units) => this.repairs.note(units),
     });
+    const openPeer = (nodeId: string, peer: Peer<ToClient>): Connection<ToNode> =>
+      this.#openPeer(cluster.node(nodeId), peer);
+    this.#copies = new Copies({
+      ...{ world, process, replica: this.#replica, mutation, openPeer },
+      installed: () => this.#membership.installed,
+    });
     this.repairs = new Repairs({
-      ...{ world, process, replica: this.#replica, membership: this.#membership, mutation },
-      openPeer: (nodeId, peer) => this.#openPeer(cluster.node(nodeId), peer),
-      report: (regions) => cluster.control.reportDamage(process, { nodeId: id, regions }),
+      ...{ world, process, replica: this.#replica, membership: this.#membership, mutation, openPeer },
+      report: (regions) => cluster.control.members.reportDamage(process, { nodeId: id, regions }),
     });
   }
 
@@ -80,28 +79,36 @@ export class ServedReplica {
   /** It is deleted; `done` runs when nothing of it is at work. */
   end(done: () => void): void {
     this.#isDeleted = true;
-    this.#running?.resync.cancel('the replica is being removed');
-    this.sessions.cut('all', 0, done);
+    this.#copies.cancel('the replica is being removed', () => this.sessions.cut('all', 0, done));
   }
 
   install(action: Extract<NodeAction, { kind: 'installEpoch' }>, reply: Reply): void {
-    const { mutation, world } = this.#cluster;
     const installation = this.#membership.prepare(action);
     const { installed } = installation;
     this.#disk.writeDescriptor(installed, () =>
       this.#process.enter(() => {
-        const before = this.#membership.installed;
-        this.#membership.commit(installation);
-        if (mutation === 'ignore-fresh' && this.#membership.fresh !== null) this.#forgetFresh();
-        if (endsCopies(before, installed)) this.#running?.resync.cancel('the membership has changed');
-        world.note(1, installed.epoch, () => `${this.#id} installs ${JSON.stringify(installed)}`);
-        const isSkipped =
-          (mutation === 'no-cut-on-rebuild' && installation.cut === 'all') ||
-          (mutation === 'no-fence' && installation.cut === 'olderGenerations');
-        this.sessions.cut(isSkipped ? 'none' : installation.cut, installed.generation, () =>
-          this.#replica.installEpoch(installed.epoch, () => reply(null)),
-        );
+        if (endsCopies(this.#membership.installed, installed))
+          this.#copies.cancel('the membership has changed');
+        const isReconciling = this.#copies.key?.startsWith('reconcile/') ?? false;
+        const commit = (): void => this.#commit(installation, reply);
+        // Its order has been given up, and this replica may be the source of the next one.
+        if (isReconciling) this.#copies.cancel('a membership is installed', commit);
+        else commit();
       }),
+    );
+  }
+
+  #commit(installation: Installation, reply: Reply): void {
+    const { mutation, world } = this.#cluster;
+    const { installed, cut } = installation;
+    this.#membership.commit(installation);
+    if (mutation === 'ignore-fresh' && this.#membership.fresh !== null) this.#forgetFresh();
+    world.note(1, installed.epoch, () => `${this.#id} installs ${JSON.stringify(installed)}`);
+    const isSkipped =
+      (mutation === 'no-cut-on-rebuild' && cut === 'all') ||
+      (mutation === 'no-fence' && cut === 'olderGenerations');
+    this.sessions.cut(isSkipped ? 'none' : cut, installed.generation, () =>
+      this.#replica.installEpoch(installed.epoch, () => reply(null)),
     );
   }
 
@@ -113,12 +120,12 @@ export class ServedReplica {
       throw new BlockwireError('BW_CONFLICT', 'this rebuild is not the one under way');
     }
     const key = `rebuild/${joinedEpoch}`;
-    if (this.#running?.key !== key) {
+    if (this.#copies.key !== key) {
       const plan = (regions: readonly number[]): number[] =>
         this.#cluster.mutation === 'skip-own-intents'
           ? [...regions]
           : planRebuild(this.#replica.table, regions, sinceEpoch);
-      this.#resync({ key, action, sinceEpoch, fresh, plan }, (error) => {
+      this.#copies.start({ key, source: action, sinceEpoch, fresh, plan }, (error) => {
         const { volumeId } = action;
         this.#report({ nodeId: this.#id, volumeId, joinedEpoch, sourceNodeId, error });
       });
@@ -133,118 +140,16 @@ export class ServedReplica {
       throw new BlockwireError('BW_EPOCH_OLD', 'the membership has changed');
     }
     const plan = (regions: readonly number[]): number[] => planReconcile(this.#replica.table, regions);
-    this.#resync({ key: `reconcile/${action.epoch}`, action, sinceEpoch: null, fresh: null, plan }, (error) =>
+    const key = `reconcile/${action.generation}/${action.epoch}/${action.sourceNodeId}`;
+    this.#copies.start({ key, source: action, sinceEpoch: null, fresh: null, plan }, (error) =>
       reply(error === null ? null : new BlockwireError('BW_PEER_UNREACHABLE', error)),
     );
   }
 
-  #report(report: Parameters<SimControl['rebuildEnded']>[1]): void {
-    this.#cluster.control.rebuildEnded(this.#process, report, (isAnswered) => {
+  #report(report: Parameters<Members['rebuildEnded']>[1]): void {
+    this.#cluster.control.members.rebuildEnded(this.#process, report, (isAnswered) => {
       if (!isAnswered && !this.#isDeleted) this.#process.after(RETRY_MS, () => this.#report(report));
     });
-  }
-
-  #resync(
-    job: {
-      readonly key: string;
-      readonly action: ResyncOrder;
-      readonly sinceEpoch: number | null;
-      readonly fresh: ReplicaMembership['fresh'];
-      readonly plan: (regions: readonly number[]) => number[];
-    },
-    ended: (error: string | null) => void,
-  ): void {
-    const { world, mutation } = this.#cluster;
-    const { key, action, fresh, plan } = job;
-    this.#running?.resync.cancel('another one begins');
-    const owner = -1 - ++this.#attempts;
-    let resync: Resync | null = null;
-    let isOver = false;
-    let progressAt = world.now;
-    const chunks = new Map<number, { offset: number; length: number; values: readonly number[] }>();
-    const end = (error: string | null): void => {
-      if (isOver) return;
-      isOver = true;
-      if (this.#running === running) this.#running = null;
-      connection.close();
-      world.note(2, 0, () => `${this.#id} ${key} from ${action.sourceNodeId} ended: ${error ?? 'done'}`);
-      ended(error);
-    };
-    const cancel = (reason: string): void => {
-      if (resync === null) end(reason);
-      else resync.cancel(reason);
-    };
-    const running: Running = { key, resync: { cancel } };
-    this.#running = running;
-    const begin = (regions: readonly number[]): void => {
-      const planned = plan(regions).filter(isUsed);
-      world.note(3, planned.length, () => `${this.#id} ${key} copies regions ${planned.join(' ')}`);
-      const started = new Resync({
-        ...{ regions: planned, sizeBytes: SIZE_BYTES, chunkBytes: CHUNK_BYTES, parallel: 3, fresh },
-        host: {
-          read: (slot, offset, length) => {
-            chunks.set(slot, { offset, length, values: [] });
-            connection.send({ type: 'read', tag: slot, offset, length });
-          },
-          acquire: (slot, offset, length) =>
-            this.#replica.exclusively({
-              owner,
-              range: { offset, length },
-              parts: () => {
-                written = [];
-                started.granted(slot);
-                return written;
-              },
-              ended: (outcome) => started.written(slot, outcome === 'done' ? null : outcome),
-            }),
-          write: (slot, parts) => {
-            const chunk = chunks.get(slot)!;
-            const all = unitsOf(chunk);
-            written = parts.map((part) => {
-              const units = unitsOf(part);
-              return { units, values: units.map((unit) => chunk.values[all.indexOf(unit)]!) };
-            });
-          },
-          flush: () => {
-            if (mutation === 'no-flush-after-rebuild') started.flushed(null);
-            else this.#replica.flush(() => started.flushed(null));
-          },
-          ended: end,
-        },
-      });
-      resync = started;
-      started.start();
-    };
-    let written: { units: number[]; values: number[] }[] = [];
-    const source = this.#cluster.node(action.sourceNodeId);
-    const connection = this.#openPeer(source, {
-      received: (message) => {
-        progressAt = world.now;
-        if (isOver) return;
-        if (message.type === 'refused') {
-          cancel(`refused: ${message.code}`);
-        } else if (message.type === 'welcome') {
-          connection.send({ type: 'status', sinceEpoch: job.sinceEpoch });
-        } else if (message.type === 'regions') {
-          begin(message.regions);
-        } else if (message.type === 'data') {
-          chunks.set(message.tag, { ...chunks.get(message.tag)!, values: message.values });
-          resync?.readDone(message.tag, null);
-        } else if (message.type === 'done') {
-          resync?.readDone(message.tag, 'the source cannot read it');
-        }
-      },
-      closed: () => cancel('the source went away'),
-    });
-    const { generation, epoch } = this.#membership.installed;
-    const claim = { generation, epoch, kind: 'peer' } as const;
-    connection.send({ type: 'hello', claim, link: `${this.#id}/peer`, attempt: this.#attempts });
-    const watch = (): void => {
-      if (isOver) return;
-      if (world.now - progressAt > STALL_MS_MAX) cancel('the source is silent');
-      else this.#process.after(STALL_MS_MAX / 3, watch);
-    };
-    watch();
   }
 
   #openPeer(source: SimNode, clientPeer: Peer<ToClient>): Connection<ToNode> {

@@ -1,13 +1,18 @@
 /** One simulation: a cluster with one volume, an application, an operator, and faults; then the checks. */
 import { Operation } from '@blockwire/agent/datapath/request.ts';
-import type { ReplicaRecord, VolumeRecord } from '@blockwire/control/domain/records.ts';
+import {
+  DEFAULT_DEVICE_OPTIONS,
+  type ReplicaRecord,
+  type VolumeRecord,
+} from '@blockwire/control/domain/records.ts';
 import { newVolume } from '@blockwire/control/domain/volume-state.ts';
 import { SimAgent } from './agent.ts';
-import { DEVICE_OPTIONS, isError, SimControl, VOLUME_ID } from './control.ts';
+import { SimControl } from './control.ts';
 import type { SimDevice } from './device.ts';
 import type { Disk } from './disk.ts';
 import { offsetOf, SIZE_BYTES, UNIT_BYTES, UNITS_COUNT } from './geometry.ts';
 import { History } from './history.ts';
+import { isError, VOLUME_ID } from './members.ts';
 import type { Mutation } from './mutations.ts';
 import { Network } from './network.ts';
 import { type Cluster, SimNode } from './node.ts';
@@ -245,7 +250,7 @@ class Simulation implements Cluster {
       if ((this.#knownDrained.get(id) ?? false) !== isDraining)
         this.control.drain(id, isDraining, () => this.#knownDrained.set(id, isDraining));
     }
-    if (this.#isOperating || !this.control.isRunning) return;
+    if (this.#isOperating || this.control.process === null) return;
     const { attachmentId } = this.control.volume;
     const agent = attachmentId === null ? null : (this.#agentOf.get(attachmentId) ?? null);
     if (attachmentId === null) {
@@ -276,7 +281,7 @@ class Simulation implements Cluster {
       volumeId: VOLUME_ID,
       agentId: agent.id,
       datapath: 'auto',
-      options: DEVICE_OPTIONS,
+      options: DEFAULT_DEVICE_OPTIONS,
       force,
     } as const;
     this.#ask(force ? 'attach by force' : 'attach', (attachments) => attachments.attach(request));
@@ -381,6 +386,9 @@ class Simulation implements Cluster {
         break;
       case 'break-link':
         this.#device?.process.enter(() => this.#device!.breakLink(fault.other, node.id));
+        break;
+      case 'deaf-queue':
+        this.#device?.deafen(fault.other, durationMs);
         break;
       case 'cut-agent-control':
         cut([[agent.id, 'control']]);
