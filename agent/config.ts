@@ -38,7 +38,7 @@ export const AGENT_USAGE = `blockwire agent: serves volumes as /dev/ublkbN on th
   --queue-depth N            requests in flight of one queue, 1..4096 (default 128)
   --block-size BYTES         logical block, 512 or 4096 (default 512)
   --io-size BYTES            largest I/O, a multiple of 4096 up to 32 MiB (default 1048576)
-  --replica-timeout MS       silence after which a replica is reported lost (default 1500)
+  --replica-timeout MS       silence after which a replica is reported lost (default 1000)
   --io-timeout MS            I/O fails when no in-sync replica answers for so long; 0: it waits (default 0)
   --run-dir DIR              lock and socket of this agent (default /run/blockwire)
   --handover                 take over from the agent of this name that runs (blockwire agent handover)
@@ -66,7 +66,7 @@ export function parseConfig(argv: readonly string[]): AgentConfig {
     handover: values.handover ?? false,
     queueDepth: integer('--queue-depth', values['queue-depth'] ?? '128', 1, 4096),
     ioSizeBytesMax,
-    replicaTimeoutMs: integer('--replica-timeout', values['replica-timeout'] ?? '1500', 100, 3_600_000),
+    replicaTimeoutMs: integer('--replica-timeout', values['replica-timeout'] ?? '1000', 100, 3_600_000),
     json: values.json ?? false,
   };
 }
