@@ -309,6 +309,16 @@ export class Ring {
     this.prepare(IoringOp.ASYNC_CANCEL, 0, 0, fd, 0, 0, 0, CANCEL_ALL_BY_FD, handler, operation, data);
   }
 
+  /** SQEs written so far, modulo 2^32; with `hasTaken` it tells whether the kernel has one of them. */
+  get writtenCount(): number {
+    return this.#tail;
+  }
+
+  /** Whether the kernel has taken every SQE that was written when `writtenCount` was this. */
+  hasTaken(writtenCount: number): boolean {
+    return ((this.#tail - this.#toSubmit - writtenCount) | 0) >= 0;
+  }
+
   /** Pending SQEs that the next `enter` will submit. */
   get pendingCount(): number {
     return this.#toSubmit;

@@ -10,7 +10,7 @@ const BEST_LADDER: DatapathLadder = {
   zeroCopyBytesMin: 32 * 1024,
   receive: 'recv',
   buffers: 'auto',
-  smallBytesMax: 16 * 1024,
+  smallBytesMax: 32 * 1024,
 };
 
 /**

@@ -58,6 +58,10 @@ export class SpliceTransmitter implements Transmit {
     return this.#busy;
   }
 
+  get awaitsCompletion(): boolean {
+    return this.#busy;
+  }
+
   start(
     fd: number,
     handler: number,
@@ -96,6 +100,8 @@ export class SpliceTransmitter implements Transmit {
     this.#busy = false;
     return result < 0 ? `send: ${errnoName(-result)}` : this.#continue();
   }
+
+  settle(): void {}
 
   reset(): void {
     this.#busy = false;

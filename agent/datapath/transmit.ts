@@ -3,8 +3,12 @@
  *
  *   SENDMSG(headers and payloads from own memory …) → SEND or SEND_ZC(registered pages) → SENDMSG(…) → …
  *
+ * A chain without pages is one message that takes what room the socket has (MSG_DONTWAIT). It has ended when the `enter`
+ * that submits it returns, and says nothing when all of it went out: no wait is cut short by it. What was left is sent by
+ * a message that waits.
+ *
  * Invariants:
- * - Every part waits for all of its bytes (MSG_WAITALL): a short send would put the stream out of step.
+ * - Every other part waits for all of its bytes (MSG_WAITALL): a short send would put the stream out of step.
  * - A chain completes visibly once, by its last part or the first that failed, except for SEND_ZC: it cannot skip its
  *   completion, and when it fails the kernel also reports every part behind it (io_uring/timeout.c, io_fail_links).
  * - Each SEND_ZC posts one notification, also when it was cancelled before it ran (io_uring/net.c, io_send_zc_cleanup).
@@ -18,6 +22,7 @@ import {
   IoringOp,
   IoringRecvsend,
   Iosqe,
+  MSG_DONTWAIT,
   MSG_MORE,
   MSG_NOSIGNAL,
   MSG_WAITALL,
@@ -25,6 +30,7 @@ import {
 import { REQUEST_SIZE_BYTES } from '@blockwire/proto/nbd/constants.ts';
 import { encodeRequest } from '@blockwire/proto/nbd/request.ts';
 import { CounterIndex } from './counters.ts';
+import { Gather } from './gather.ts';
 import type { DatapathLadder } from './messages.ts';
 import type { Payload } from './payload.ts';
 import { Operation, type RequestTable } from './request.ts';
@@ -36,6 +42,8 @@ export const CHAIN_REQUESTS_MAX = 64;
 export interface Transmit {
   /** Something is being sent: the next chain has to wait. */
   readonly busy: boolean;
+  /** A completion that ends it is to come. */
+  readonly awaitsCompletion: boolean;
   /** Zero-copy sends whose pages the kernel may still read. */
   readonly notifications: number;
   /**
@@ -52,25 +60,29 @@ export interface Transmit {
   ): string | null;
   /** A completion of an operation from TRANSMIT_OPERATION_MIN up. Returns what is wrong, or null. */
   complete(operation: number, data: number, result: number, flags: number): string | null;
+  /** Takes note of what ended without a completion; once a batch, after its completions. */
+  settle(): void;
   /** Forgets what a connection that ended was sending. */
   reset(): void;
 }
 
 /** Operation numbers on the ring; a connection's own are below. */
-export const TransmitOp = { PART: 16, LAST: 17, ZERO_COPY_PART: 18, ZERO_COPY_LAST: 19 } as const;
+export const TransmitOp = {
+  PART: 16,
+  LAST: 17,
+  ZERO_COPY_PART: 18,
+  ZERO_COPY_LAST: 19,
+  AT_ONCE: 20,
+} as const;
 export const TRANSMIT_OPERATION_MIN = TransmitOp.PART;
 
 const PART_FLAGS = MSG_WAITALL | MSG_NOSIGNAL | MSG_MORE;
 const LAST_FLAGS = MSG_WAITALL | MSG_NOSIGNAL;
+// MSG_WAITALL makes a short send a failure, and so visible (io_uring/net.c, io_send).
+const AT_ONCE_FLAGS = LAST_FLAGS | MSG_DONTWAIT;
 const PART_SQE_FLAGS = Iosqe.IO_LINK | Iosqe.CQE_SKIP_SUCCESS;
 
-/** struct iovec and struct user_msghdr of a 64-bit kernel, in words. */
-const IOVEC_WORDS = 4;
-const MSGHDR_WORDS = 14;
-/** A header and a payload a request. */
-const IOVECS_MAX = 2 * CHAIN_REQUESTS_MAX;
-const MSGHDRS_MAX = CHAIN_REQUESTS_MAX + 1;
-const TWO_TO_32 = 0x1_0000_0000;
+const EAGAIN = 11;
 
 export interface TransmitOptions {
   readonly ring: Ring;
@@ -87,19 +99,16 @@ export class ChainTransmitter implements Transmit {
   readonly #counters: Float64Array;
   readonly #zeroCopyBytesMin: number;
   readonly #headers: Region;
-  /** iovecs, then msghdrs. */
-  readonly #vectors: Region;
-  readonly #words: Uint32Array;
+  readonly #gather: Gather;
   #inFlight = false;
   #broken = false;
   #lastBytes = 0;
+  #fd = -1;
+  #handler = 0;
+  /** What is in flight says nothing when it succeeds; the ring's `writtenCount` behind it. */
+  #isAtOnce = false;
+  #atOnceEnd = 0;
   #notifications = 0;
-  // The message being gathered: its first iovec, the one behind its last, its bytes.
-  #iovecFirst = 0;
-  #iovecEnd = 0;
-  #messageBytes = 0;
-  #messages = 0;
-  #lastPieceIsHeader = false;
 
   constructor(options: TransmitOptions) {
     this.#ring = options.ring;
@@ -109,20 +118,32 @@ export class ChainTransmitter implements Transmit {
     const { send, zeroCopyBytesMin } = options.ladder;
     this.#zeroCopyBytesMin = send === 'zc' ? zeroCopyBytesMin : Number.POSITIVE_INFINITY;
     this.#headers = allocateRegion(CHAIN_REQUESTS_MAX * REQUEST_SIZE_BYTES);
-    this.#vectors = allocateRegion((IOVECS_MAX * IOVEC_WORDS + MSGHDRS_MAX * MSGHDR_WORDS) * 4);
-    this.#words = this.#vectors.words;
+    // A header and a payload a request.
+    const limits = { piecesMax: 2 * CHAIN_REQUESTS_MAX, messagesMax: CHAIN_REQUESTS_MAX + 1 };
+    this.#gather = new Gather(this.#ring, limits);
   }
 
   get busy(): boolean {
     return this.#inFlight;
   }
 
+  get awaitsCompletion(): boolean {
+    return this.#inFlight && !this.#isAtOnce;
+  }
+
   get notifications(): number {
     return this.#notifications;
   }
 
+  settle(): void {
+    if (!this.#isAtOnce || !this.#ring.hasTaken(this.#atOnceEnd)) return;
+    this.#isAtOnce = false;
+    this.#inFlight = false;
+  }
+
   reset(): void {
     this.#inFlight = false;
+    this.#isAtOnce = false;
     this.#broken = false;
   }
 
@@ -136,13 +157,13 @@ export class ChainTransmitter implements Transmit {
   ): null {
     const requests = this.#requests;
     const payload = this.#payload;
+    const gather = this.#gather;
     const mask = queue.length - 1;
+    this.#fd = fd;
+    this.#handler = handler;
     this.#ring.reserve(2 * count);
-    this.#iovecFirst = 0;
-    this.#iovecEnd = 0;
-    this.#messageBytes = 0;
-    this.#messages = 0;
-    this.#lastPieceIsHeader = false;
+    gather.clear();
+    let lastPieceIsHeader = false;
     for (let i = 0; i < count; i++) {
       const tag = queue[(head + i) & mask]!;
       const operation = requests.operation[tag]!;
@@ -159,24 +180,22 @@ export class ChainTransmitter implements Transmit {
         length,
       );
       // Headers follow each other in memory: with no payload between them they are one piece.
-      if (this.#lastPieceIsHeader) this.#extend(REQUEST_SIZE_BYTES);
-      else this.#append(this.#headers, at, REQUEST_SIZE_BYTES);
-      this.#lastPieceIsHeader = true;
-      const last = i === count - 1;
-      if (operation === Operation.WRITE) {
-        if (payload.isOwn(length)) {
-          this.#append(payload.own!, tag * payload.strideBytes, length);
-          this.#lastPieceIsHeader = false;
-        } else {
-          this.#sendGathered(fd, handler, false);
-          this.#sendPages(fd, handler, tag, length, last);
-          this.#lastPieceIsHeader = false;
-        }
+      if (lastPieceIsHeader) gather.extend(REQUEST_SIZE_BYTES);
+      else gather.append(this.#headers, at, REQUEST_SIZE_BYTES);
+      lastPieceIsHeader = operation !== Operation.WRITE;
+      if (lastPieceIsHeader) continue;
+      if (payload.isOwn(length)) {
+        gather.append(payload.own!, tag * payload.strideBytes, length);
+      } else {
+        gather.send(fd, PART_SQE_FLAGS, PART_FLAGS, handler, TransmitOp.PART);
+        this.#sendPages(tag, length, i === count - 1);
       }
     }
-    if (this.#iovecEnd > this.#iovecFirst) this.#sendGathered(fd, handler, true);
     this.#inFlight = true;
     this.#broken = false;
+    if (gather.isEmpty) return null;
+    if (gather.isFirst) this.#sendAtOnce();
+    else this.#sendLast();
     return null;
   }
 
@@ -194,6 +213,14 @@ export class ChainTransmitter implements Transmit {
       this.#broken = true;
       return describeTransfer('send', result);
     }
+    if (operation === TransmitOp.AT_ONCE) {
+      this.#isAtOnce = false;
+      if (result === -EAGAIN || (result > 0 && result < this.#gather.messageBytes)) {
+        this.#gather.keepBehind(result > 0 ? result : 0);
+        this.#sendLast();
+        return null;
+      }
+    }
     // A part shows itself only when it failed, or behind a SEND_ZC that did.
     if (operation === TransmitOp.PART && this.#broken) return null;
     this.#inFlight = false;
@@ -207,61 +234,19 @@ export class ChainTransmitter implements Transmit {
     this.#counters[index] = this.#counters[index]! + 1;
   }
 
-  #append(region: Region, offset: number, length: number): void {
-    const at = this.#iovecEnd++ * IOVEC_WORDS;
-    const address = region.address + offset;
-    const words = this.#words;
-    words[at] = address >>> 0;
-    words[at + 1] = (address / TWO_TO_32) >>> 0;
-    words[at + 2] = length;
-    words[at + 3] = 0;
-    this.#messageBytes += length;
+  #sendAtOnce(): void {
+    const { AT_ONCE } = TransmitOp;
+    this.#gather.send(this.#fd, Iosqe.CQE_SKIP_SUCCESS, AT_ONCE_FLAGS, this.#handler, AT_ONCE);
+    this.#isAtOnce = true;
+    this.#atOnceEnd = this.#ring.writtenCount;
   }
 
-  #extend(length: number): void {
-    const at = (this.#iovecEnd - 1) * IOVEC_WORDS + 2;
-    this.#words[at] = this.#words[at]! + length;
-    this.#messageBytes += length;
+  #sendLast(): void {
+    this.#gather.send(this.#fd, 0, LAST_FLAGS, this.#handler, TransmitOp.LAST);
+    this.#lastBytes = this.#gather.messageBytes;
   }
 
-  #sendGathered(fd: number, handler: number, last: boolean): void {
-    const words = this.#words;
-    const first = this.#iovecFirst;
-    const count = this.#iovecEnd - first;
-    const { address } = this.#vectors;
-    const single = count === 1;
-    const at = this.#ring.prepare(
-      single ? IoringOp.SEND : IoringOp.SENDMSG,
-      last ? 0 : PART_SQE_FLAGS,
-      0,
-      fd,
-      0,
-      0,
-      single ? this.#messageBytes : 1,
-      last ? LAST_FLAGS : PART_FLAGS,
-      handler,
-      last ? TransmitOp.LAST : TransmitOp.PART,
-      0,
-    );
-    const { sqes } = this.#ring;
-    if (single) {
-      sqes[at + 4] = words[first * IOVEC_WORDS]!;
-      sqes[at + 5] = words[first * IOVEC_WORDS + 1]!;
-    } else {
-      const messageAt = IOVECS_MAX * IOVEC_WORDS + this.#messages++ * MSGHDR_WORDS;
-      const iovecs = address + first * IOVEC_WORDS * 4;
-      // msg_iov and msg_iovlen; names, control data and flags stay zero.
-      words[messageAt + 4] = iovecs >>> 0;
-      words[messageAt + 5] = (iovecs / TWO_TO_32) >>> 0;
-      words[messageAt + 6] = count;
-      this.#ring.pointTo(at, this.#vectors, messageAt * 4);
-    }
-    if (last) this.#lastBytes = this.#messageBytes;
-    this.#iovecFirst = this.#iovecEnd;
-    this.#messageBytes = 0;
-  }
-
-  #sendPages(fd: number, handler: number, tag: number, length: number, last: boolean): void {
+  #sendPages(tag: number, length: number, last: boolean): void {
     const zeroCopy = length >= this.#zeroCopyBytesMin;
     const ring = this.#ring;
     // In a registered buffer the address is an offset into the request.
@@ -269,12 +254,12 @@ export class ChainTransmitter implements Transmit {
       zeroCopy ? IoringOp.SEND_ZC : IoringOp.SEND,
       last ? 0 : zeroCopy ? Iosqe.IO_LINK : PART_SQE_FLAGS,
       zeroCopy ? IoringRecvsend.FIXED_BUF | IoringRecvsend.SEND_ZC_REPORT_USAGE : IoringRecvsend.FIXED_BUF,
-      fd,
+      this.#fd,
       0,
       0,
       length,
       last ? LAST_FLAGS : PART_FLAGS,
-      handler,
+      this.#handler,
       zeroCopy
         ? last
           ? TransmitOp.ZERO_COPY_LAST

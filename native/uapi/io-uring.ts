@@ -114,6 +114,7 @@ export const IORING_FSYNC_DATASYNC = 1 << 0;
 export const RWF_DSYNC = 0x2;
 
 /** send and receive flags (include/linux/socket.h) */
+export const MSG_DONTWAIT = 0x40;
 export const MSG_WAITALL = 0x100;
 export const MSG_NOSIGNAL = 0x4000;
 export const MSG_MORE = 0x8000;
