@@ -19,6 +19,7 @@ import type { AgentConfig } from './config.ts';
 import { chooseLadder } from './datapath/ladder.ts';
 import { chooseDatapath, type HostProbe } from './datapath/probe.ts';
 import { BlockDevice, type DeviceOptions } from './device.ts';
+import { InOrder } from './in-order.ts';
 import { type Leftover, ladderFor, oldServerGone, removeLeftover, takeOver } from './takeover.ts';
 
 export interface AttachmentsOptions {
@@ -48,8 +49,8 @@ export class Attachments {
   readonly #options: AttachmentsOptions;
   /** By volume id: a volume is attached once. */
   readonly #devices = new Map<string, BlockDevice>();
-  /** By volume id: the last command that was taken on. */
-  readonly #underWay = new Map<string, Promise<unknown>>();
+  /** Commands, by volume id. */
+  readonly #commands = new InOrder();
   /** By attachment id: devices of an earlier process. */
   readonly #leftovers = new Map<string, Leftover>();
   #closing = false;
@@ -99,7 +100,7 @@ export class Attachments {
         resume,
         isFree: oldServerGone,
         isWanted: () => !this.#closing && this.#leftovers.has(leftover.attachmentId),
-        recover: (command) => this.#inOrder(leftover.volumeId, () => this.#recover(leftover, command)),
+        recover: (command) => this.#commands.run(leftover.volumeId, () => this.#recover(leftover, command)),
       });
       if (device === null) return [];
       await device.io.served();
@@ -114,18 +115,18 @@ export class Attachments {
 
   /** Safe to repeat: an attachment that exists is answered as it is. */
   attach(command: AttachVolume): Promise<AttachedDeviceInput> {
-    return this.#inOrder(command.membership?.volumeId ?? '', () => this.#attach(command));
+    return this.#commands.run(command.membership?.volumeId ?? '', () => this.#attach(command));
   }
 
   /** Safe to repeat: an attachment that is not here is no error. */
   detach(command: DetachVolume): Promise<void> {
-    return this.#inOrder(command.volumeId, () => this.#detach(command));
+    return this.#commands.run(command.volumeId, () => this.#detach(command));
   }
 
   /** Safe to repeat. Throws BW_ATTACHMENT_NOT_FOUND. */
   resize(command: ResizeDevice): Promise<void> {
     const { volumeId, attachmentId, sizeBytes } = command;
-    return this.#inOrder(volumeId, async () => {
+    return this.#commands.run(volumeId, async () => {
       const device = this.#devices.get(volumeId);
       // One that is being taken over learns its size then.
       if (this.#leftovers.has(attachmentId)) return;
@@ -166,18 +167,6 @@ export class Attachments {
     const device = this.devices.find((candidate) => candidate.attachmentId === attachmentId);
     if (device !== undefined) return device;
     throw new BlockwireError('BW_ATTACHMENT_NOT_FOUND', `attachment ${attachmentId} is not here`);
-  }
-
-  /** Commands about one volume run one after the other; those about different volumes do not wait for each other. */
-  #inOrder<T>(volumeId: string, step: () => Promise<T>): Promise<T> {
-    const before = this.#underWay.get(volumeId) ?? Promise.resolve();
-    const outcome = before.then(step, step);
-    this.#underWay.set(volumeId, outcome);
-    const forget = (): void => {
-      if (this.#underWay.get(volumeId) === outcome) this.#underWay.delete(volumeId);
-    };
-    outcome.then(forget, forget);
-    return outcome;
   }
 
   async #attach(command: AttachVolume): Promise<AttachedDeviceInput> {
@@ -263,10 +252,10 @@ export class Attachments {
    */
   async release(): Promise<{ attachmentId: string; heldAtMs: number }[]> {
     this.#closing = true;
-    await Promise.allSettled(this.#underWay.values());
+    await this.#commands.ended();
     return Promise.all(
       this.devices.map((device) =>
-        this.#inOrder(device.volumeId, async () => {
+        this.#commands.run(device.volumeId, async () => {
           const heldAtMs = monotonicMs();
           await device.release();
           this.#devices.delete(device.volumeId);

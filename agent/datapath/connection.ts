@@ -20,12 +20,13 @@ import {
   resetOnClose,
   tuneDataSocket,
 } from '@blockwire/native/sockets.ts';
-import { IoringOp, MSG_NOSIGNAL, MSG_WAITALL } from '@blockwire/native/uapi/io-uring.ts';
-import { ClientHandshake, type ClientHandshakeResult } from '@blockwire/proto/nbd/client-handshake.ts';
-import { NBD_REP_ERR_POLICY, NBD_SIMPLE_REPLY_MAGIC } from '@blockwire/proto/nbd/constants.ts';
+import { IoringOp } from '@blockwire/native/uapi/io-uring.ts';
+import type { ClientHandshakeResult } from '@blockwire/proto/nbd/client-handshake.ts';
+import { NBD_SIMPLE_REPLY_MAGIC } from '@blockwire/proto/nbd/constants.ts';
 import { replyCookieHigh, replyCookieLow, replyMagic, simpleReplyError } from '@blockwire/proto/nbd/reply.ts';
 import { PeerWatch } from './peer-watch.ts';
 import { MARK_ROWS, type RequestTable } from './request.ts';
+import { HANDSHAKE_BYTES, HANDSHAKE_OPERATION_MIN, HandshakeOp, RingHandshake } from './ring-handshake.ts';
 import {
   CHAIN_REQUESTS_MAX,
   describeTransfer,
@@ -34,16 +35,12 @@ import {
   type TransmitOptions,
 } from './transmit.ts';
 
-const HANDSHAKE_BYTES = 64 * 1024;
-
 const Op = {
   CONNECT: 0,
-  HANDSHAKE_SEND: 1,
-  HANDSHAKE_RECEIVE: 2,
-  CANCEL: 3,
+  CANCEL: 1,
   /** Receives of the transmission phase: a reply's header or several replies, and a payload. */
-  REPLY: 4,
-  PAYLOAD: 5,
+  REPLY: 2,
+  PAYLOAD: 3,
 } as const;
 export const ReceiveOp = { REPLY: Op.REPLY, PAYLOAD: Op.PAYLOAD } as const;
 
@@ -91,11 +88,7 @@ export abstract class Connection implements CompletionHandler {
   readonly #outstanding: Uint8Array;
   #outstandingCount = 0;
   #state: ConnectionState = 'down';
-  #handshake: ClientHandshake | null = null;
-  #handshakeBytes = 0;
-  /** What is being sent in the handshake; null outside. */
-  #handshakeOutput: Region | null = null;
-  #result: ClientHandshakeResult | null = null;
+  readonly #handshake: RingHandshake;
   /** Tells connections of one object apart on the wire: a late reply never matches. */
   #incarnation = 0;
   readonly #watch: PeerWatch;
@@ -116,6 +109,7 @@ export abstract class Connection implements CompletionHandler {
     this.#sockaddr = allocateRegion(4096);
     this.#watch = new PeerWatch(options.timeoutMs);
     this.id = this.ring.addHandler(this);
+    this.#handshake = new RingHandshake(this.ring, this.id, this.receiveRegion);
   }
 
   get state(): ConnectionState {
@@ -124,7 +118,7 @@ export abstract class Connection implements CompletionHandler {
 
   /** What the server said in the handshake; null before. */
   get result(): ClientHandshakeResult | null {
-    return this.#result;
+    return this.#handshake.result;
   }
 
   get inFlightCount(): number {
@@ -196,6 +190,7 @@ export abstract class Connection implements CompletionHandler {
 
   /** Receives again and sends what is queued. Called once a batch, after the copies of the batch are done. */
   flush(): void {
+    this.#transmit.settle();
     if (this.#state !== 'up') return;
     this.continueReceiving();
     const queued = (this.#queueTail - this.#queueHead) >>> 0;
@@ -204,28 +199,23 @@ export abstract class Connection implements CompletionHandler {
     const head = this.#queueHead;
     this.#queueHead = (head + count) >>> 0;
     const wrong = this.#transmit.start(this.fd, this.id, this.#incarnation, this.#queue, head, count);
-    // However long, what is sent counts as one operation.
-    if (this.#transmit.busy) this.operationsInFlight++;
     if (wrong !== null) this.fail(wrong);
   }
 
   complete(operation: number, data: number, result: number, flags: number): void {
     if (operation >= TRANSMIT_OPERATION_MIN) {
-      this.#sent(operation, data, result, flags);
+      // What is left to be sent on a connection that is given up stays unsent.
+      const wrong = this.#transmit.complete(operation, data, result, flags);
+      if (wrong !== null) this.fail(wrong);
+    } else if (operation >= HANDSHAKE_OPERATION_MIN) {
+      this.#shook(operation, result);
     } else {
       this.operationsInFlight--;
       this.#received(operation, data, result, flags);
     }
-    if (this.#state === 'draining' && this.operationsInFlight === 0) this.#drain();
-  }
-
-  #sent(operation: number, data: number, result: number, flags: number): void {
-    const transmit = this.#transmit;
-    const wasBusy = transmit.busy;
-    // What is left to be sent on a connection that is given up stays unsent.
-    const wrong = transmit.complete(operation, data, result, flags);
-    if (wasBusy && !transmit.busy) this.operationsInFlight--;
-    if (wrong !== null) this.fail(wrong);
+    // What waits for no completion ended before the cancel that `fail` submits behind it.
+    if (this.#state !== 'draining' || this.#transmit.awaitsCompletion) return;
+    if (this.operationsInFlight + this.#handshake.operationsInFlight === 0) this.#drain();
   }
 
   #received(operation: number, data: number, result: number, flags: number): void {
@@ -238,13 +228,6 @@ export abstract class Connection implements CompletionHandler {
       case Op.CONNECT:
         if (result < 0) this.fail(describeTransfer('connect', result));
         else if (this.#state === 'connecting') this.#startHandshake();
-        break;
-      case Op.HANDSHAKE_SEND:
-        if (result < 0) this.fail(describeTransfer('handshake', result));
-        break;
-      case Op.HANDSHAKE_RECEIVE:
-        if (result <= 0) this.fail(describeTransfer('handshake', result));
-        else if (this.#state === 'handshake') this.#continueHandshake(result);
         break;
       default: // CANCEL
     }
@@ -296,54 +279,21 @@ export abstract class Connection implements CompletionHandler {
   #startHandshake(): void {
     this.#state = 'handshake';
     this.#progress++;
-    this.#handshake = new ClientHandshake({ exportName: this.#exportName, structuredReplies: false });
-    this.#handshakeBytes = 0;
-    this.#receiveHandshake();
+    this.#handshake.start(this.fd, this.#exportName);
   }
 
-  #receiveHandshake(): void {
-    this.operationsInFlight++;
-    const at = this.#handshakeBytes;
-    const room = HANDSHAKE_BYTES - at;
-    this.ring.receive(this.fd, this.receiveRegion, at, room, 0, 0, this.id, Op.HANDSHAKE_RECEIVE, 0);
-  }
-
-  #continueHandshake(received: number): void {
-    const handshake = this.#handshake;
-    if (handshake === null) return;
-    this.#progress++;
-    const { bytes } = this.receiveRegion;
-    this.#handshakeBytes += received;
-    const consumed = handshake.consume(bytes.subarray(0, this.#handshakeBytes));
-    bytes.copyWithin(0, consumed, this.#handshakeBytes);
-    this.#handshakeBytes -= consumed;
-    if (handshake.state === 'failed') {
-      const { reply = null, message = 'the handshake failed' } = handshake.failure ?? {};
-      this.fail(message, reply === NBD_REP_ERR_POLICY ? (/\bBW_[A-Z_]+\b/.exec(message)?.[0] ?? null) : null);
-    } else if (handshake.state === 'ready') {
-      this.#handshake = null;
-      this.#result = handshake.result;
-      if (this.#handshakeBytes > 0) {
-        this.fail('the server sent replies before it was asked');
-        return;
-      }
-      this.#state = 'up';
-      this.startReceiving();
-      this.#options.owner.connectionUp(this);
-    } else {
-      this.#sendHandshake(handshake.takeOutput());
-      if (this.#handshakeBytes === HANDSHAKE_BYTES) this.fail('the handshake is longer than a client reads');
-      else this.#receiveHandshake();
+  /** An operation of the handshake ended. */
+  #shook(operation: number, result: number): void {
+    if (operation === HandshakeOp.RECEIVE) this.#progress++;
+    const outcome = this.#handshake.complete(operation, result, this.#state === 'handshake');
+    if (outcome === false) return;
+    if (outcome !== true) {
+      this.fail(outcome.reason, outcome.refusal);
+      return;
     }
-  }
-
-  #sendHandshake(output: Uint8Array): void {
-    if (output.length === 0) return;
-    this.#handshakeOutput ??= allocateRegion(HANDSHAKE_BYTES);
-    this.#handshakeOutput.bytes.set(output);
-    this.operationsInFlight++;
-    const flags = MSG_WAITALL | MSG_NOSIGNAL;
-    this.ring.send(this.fd, this.#handshakeOutput, 0, output.length, flags, 0, this.id, Op.HANDSHAKE_SEND, 0);
+    this.#state = 'up';
+    this.startReceiving();
+    this.#options.owner.connectionUp(this);
   }
 
   #drain(): void {

@@ -13,16 +13,17 @@
  */
 
 import type { Agreement } from './agreement.ts';
+import { type Fence, Fences } from './fences.ts';
 import type { SharedRanges } from './ranges.ts';
+import { NO_REPLICA, Reads } from './reads.ts';
 import { Operation, type RequestTable } from './request.ts';
 import { type OrderHost, RequestOrder } from './request-order.ts';
-import { WriteFence } from './write-fence.ts';
+import { Standing } from './standing.ts';
+
+export type { Fence } from './fences.ts';
 
 export const REPLICAS_COUNT_MAX = 8;
-const NO_REPLICA = 0xff;
 const EIO = 5;
-/** A local replica is asked until it has so many requests more in flight than another one. */
-const LOCAL_AHEAD_COUNT = 4;
 
 /** The way to one replica. */
 export interface ReplicaLink {
@@ -45,47 +46,27 @@ export interface MirrorHost {
   readyToJoin?(replica: number): void;
 }
 
-/** Begun by `Mirror.fence`, by a replica that joined, by `Mirror.holdWrites`. */
-export type Fence = 'checkpoint' | 'join' | 'hold';
-
 export class Mirror implements OrderHost {
   readonly #requests: RequestTable;
   readonly #links: readonly ReplicaLink[];
   readonly #host: MirrorHost;
+  readonly #standing: Standing;
   readonly #order: RequestOrder;
+  readonly #reads: Reads;
+  readonly #fences: Fences;
   /** What all queues have to see change at once; null if there are no others. */
   readonly #agreement: Agreement | null;
   /** Per tag: 1 while it is in flight. */
   readonly #inFlight: Uint8Array;
   /** Per tag of a write: replicas whose acknowledgement is missing, a bit each. */
   readonly #awaited: Uint32Array;
-  /** Per tag of a read: the replica asked, or NO_REPLICA while none is up. */
-  readonly #reader: Uint8Array;
-  /** Per tag of a read: replicas that answered with an error. */
-  readonly #readFailed: Uint32Array;
   /** Per tag of a write: the error to complete with, 0 for none. */
   readonly #error: Int32Array;
-  readonly #checkpointFence: WriteFence;
-  readonly #joinFence: WriteFence;
-  readonly #holdFence: WriteFence;
   #activeCount = 0;
-  #inSync: number;
-  /** Being rebuilt: those that get every new write, and those whose link is not up yet. */
-  #joined = 0;
-  #joining = 0;
-  #up = 0;
   /** What was acknowledged may be gone: the next flush says so. */
   #hasLoss = false;
-  /** A write has failed: it may be on some replicas. */
-  #isTainted = false;
-  /** Left the membership, their links still closing. */
-  #leaving = 0;
-  /** Reported as lost, the new membership not yet here. */
-  #lost = 0;
   #failing = false;
   #failingUnserved = false;
-  /** Replicas on this host, a bit each: asked first. */
-  #local = 0;
   /** Reads answered with an error by a replica. */
   readErrorCount = 0;
   /** Reads moved to another replica, and writes sent to the same one again. */
@@ -101,22 +82,19 @@ export class Mirror implements OrderHost {
     ranges?: SharedRanges | null;
     agreement?: Agreement | null;
   }) {
-    this.#requests = options.requests;
-    this.#links = options.links;
-    this.#host = options.host;
-    this.#agreement = options.agreement ?? null;
-    this.#inSync = options.inSync;
-    const { requests, ranges = null } = options;
+    const { requests, links, host, inSync, ranges = null, agreement = null } = options;
+    this.#requests = requests;
+    this.#links = links;
+    this.#host = host;
+    this.#agreement = agreement;
+    this.#standing = new Standing(inSync);
     this.#order = new RequestOrder({ requests, host: this, ranges });
     this.#inFlight = this.#order.inFlight;
-    const { depth } = requests;
-    this.#awaited = new Uint32Array(depth);
-    this.#reader = new Uint8Array(depth).fill(NO_REPLICA);
-    this.#readFailed = new Uint32Array(depth);
-    this.#error = new Int32Array(depth);
-    this.#checkpointFence = new WriteFence(depth);
-    this.#joinFence = new WriteFence(depth);
-    this.#holdFence = new WriteFence(depth);
+    this.#reads = new Reads({ requests, links, standing: this.#standing, agreement });
+    const passed = (fence: Fence): void => host.fencePassed?.(fence);
+    this.#fences = new Fences({ requests, inFlight: this.#inFlight, passed });
+    this.#awaited = new Uint32Array(requests.depth);
+    this.#error = new Int32Array(requests.depth);
   }
 
   /** Requests that were started and not completed. */
@@ -131,12 +109,12 @@ export class Mirror implements OrderHost {
 
   /** Replicas that are in sync and connected, a bit each. */
   get servingMask(): number {
-    return this.#inSync & this.#up & ~this.#lost;
+    return this.#standing.serving;
   }
 
   /** Members that get every write, a bit each. */
   get writtenMask(): number {
-    return this.#inSync | this.#joined;
+    return this.#standing.written;
   }
 
   /** `failEverything` was called: there is no way back. */
@@ -146,12 +124,12 @@ export class Mirror implements OrderHost {
 
   /** The replicas on this host, a bit each. */
   set localMask(mask: number) {
-    this.#local = mask;
+    this.#standing.local = mask;
   }
 
   /** Every replica being rebuilt has joined, and every write has ended that was in flight when the last one did. */
   get isSettled(): boolean {
-    return this.#joining === 0 && this.#joinFence.isPassed;
+    return this.#standing.joining === 0 && this.#fences.isJoinPassed;
   }
 
   /** Takes on the request in row `tag`. */
@@ -181,36 +159,38 @@ export class Mirror implements OrderHost {
   /** A link is ready: what it missed is sent again (writes are idempotent), parked reads go on. */
   linkUp(replica: number): void {
     const bit = 1 << replica;
-    this.#up |= bit;
-    if ((this.#joining & bit) !== 0) {
+    const standing = this.#standing;
+    standing.up |= bit;
+    if ((standing.joining & bit) !== 0) {
       if (this.#agreement === null) this.#join(bit);
       else this.#host.readyToJoin?.(replica);
-    } else if ((this.#lost & bit) === 0) {
+    } else if ((standing.lost & bit) === 0) {
       this.#resume(replica);
     }
   }
 
   /** Replicas that were ready in every queue have joined. */
   joinAgreed(): void {
-    const agreed = this.#agreement === null ? 0 : this.#agreement.joined & this.#joining;
+    const agreed = this.#agreement === null ? 0 : this.#agreement.joined & this.#standing.joining;
     if (agreed !== 0) this.#join(agreed);
   }
 
   /** A link ended, and none of its operations is in flight any more. */
   linkDown(replica: number, reason: string): void {
     const bit = 1 << replica;
-    this.#up &= ~bit;
-    if ((this.#leaving & bit) === 0) this.#loseOrWait(replica, reason);
-    this.#leaving &= ~bit;
+    const standing = this.#standing;
+    standing.up &= ~bit;
+    if ((standing.leaving & bit) === 0) this.#loseOrWait(replica, reason);
+    standing.leaving &= ~bit;
     for (let tag = 0; tag < this.#inFlight.length; tag++) {
-      if (this.#inFlight[tag] === 1 && this.#reader[tag] === replica) {
+      if (this.#inFlight[tag] === 1 && this.#reads.asked(tag) === replica) {
         this.failoverCount++;
         this.#read(tag);
       }
     }
     // Replicas that left the membership are forgotten only now that their link cannot touch a buffer any more.
-    if ((this.writtenMask & bit) === 0) this.#forget(replica);
-    if (this.#failingUnserved && this.servingMask === 0) this.#failUntouched();
+    if ((standing.written & bit) === 0) this.#forget(replica);
+    if (this.#failingUnserved && standing.serving === 0) this.#failUntouched();
   }
 
   /**
@@ -221,44 +201,34 @@ export class Mirror implements OrderHost {
    */
   membership(inSync: number, rebuilding = 0, rejoined = 0): void {
     if (this.#failing) return;
-    const before = this.writtenMask | this.#joining;
-    const joined = rebuilding & this.#joined & ~rejoined;
-    const left = before & (rejoined | ~(inSync | joined | (rebuilding & this.#joining)));
-    // Everything reported is answered by this: those that are still members are waited for, or reported again.
-    const kept = this.#lost & before & ~left;
-    this.#inSync = inSync;
-    this.#joined = joined;
-    this.#joining = rebuilding & ~joined;
-    this.#lost = 0;
-    if (rebuilding === 0) this.#joinFence.begin();
+    const standing = this.#standing;
+    const { left, kept } = standing.change(inSync, rebuilding, rejoined);
+    if (rebuilding === 0) this.#fences.dropJoin();
     for (let replica = 0; replica < this.#links.length; replica++) {
       const bit = 1 << replica;
       if ((left & bit) !== 0) {
-        this.#leaving |= bit;
+        standing.leaving |= bit;
         this.#links[replica]!.close();
-        if ((this.#up & bit) !== 0) continue;
-        this.#leaving &= ~bit;
+        if ((standing.up & bit) !== 0) continue;
+        standing.leaving &= ~bit;
         this.#forget(replica);
       } else if ((kept & bit) !== 0) {
-        if ((this.#up & bit) !== 0) this.#resume(replica);
+        if ((standing.up & bit) !== 0) this.#resume(replica);
         else this.#loseOrWait(replica, 'it does not answer');
       }
     }
     this.#retryParkedReads();
   }
 
-  /**
-   * Begins the checkpoint's fence; `fencePassed` follows, at once if nothing is in flight. Never again once a write has
-   * failed: replicas may differ there, and only the intents know where.
-   */
+  /** Begins the checkpoint's fence; `fencePassed` follows, but never once a write has failed (fences.ts). */
   fence(): void {
-    if (!this.#isTainted) this.#beginFence(this.#checkpointFence, 'checkpoint');
+    this.#fences.begin('checkpoint');
   }
 
   /** From now on no write begins; `fencePassed` follows when none is in flight. Reads go on. */
   holdWrites(): void {
     this.#order.hold();
-    this.#beginFence(this.#holdFence, 'hold');
+    this.#fences.begin('hold');
   }
 
   releaseWrites(): void {
@@ -274,11 +244,11 @@ export class Mirror implements OrderHost {
     for (let tag = 0; tag < this.#inFlight.length; tag++) {
       const operation = this.#requests.operation[tag];
       if (this.#inFlight[tag] === 0 || operation === Operation.READ) continue;
-      this.#awaited[tag] = this.writtenMask;
+      this.#awaited[tag] = this.#standing.written;
       if (operation === Operation.FLUSH) this.#error[tag] = -EIO;
     }
     for (let replica = 0; replica < this.#links.length; replica++) {
-      if ((this.writtenMask & this.#up & ~this.#lost & (1 << replica)) !== 0) this.#resume(replica);
+      if ((this.#standing.reachable & (1 << replica)) !== 0) this.#resume(replica);
     }
   }
 
@@ -286,9 +256,7 @@ export class Mirror implements OrderHost {
   failEverything(): void {
     this.#failing = true;
     for (let replica = 0; replica < this.#links.length; replica++) this.#links[replica]!.close();
-    this.#inSync = 0;
-    this.#joined = 0;
-    this.#joining = 0;
+    this.#standing.clear();
     this.#failUntouched();
     this.#order.open();
   }
@@ -296,59 +264,32 @@ export class Mirror implements OrderHost {
   /** While `on`, what no connected in-sync replica can serve fails instead of waiting. */
   failUnserved(on: boolean): void {
     this.#failingUnserved = on;
-    if (on && this.servingMask === 0) this.#failUntouched();
+    if (on && this.#standing.serving === 0) this.#failUntouched();
   }
 
   #read(tag: number): void {
-    let best: number = NO_REPLICA;
-    let bestCount = Number.POSITIVE_INFINITY;
-    const candidates = this.servingMask & this.#readable() & ~this.#readFailed[tag]!;
-    for (let replica = 0; replica < this.#links.length; replica++) {
-      if ((candidates & (1 << replica)) === 0) continue;
-      const ahead = (this.#local & (1 << replica)) !== 0 ? LOCAL_AHEAD_COUNT : 0;
-      const count = this.#links[replica]!.inFlightCount - ahead;
-      if (count < bestCount) {
-        best = replica;
-        bestCount = count;
-      }
-    }
-    this.#reader[tag] = best;
-    if (best !== NO_REPLICA) this.#links[best]!.submit(tag);
-    else if (this.#failing || this.#failingUnserved) this.#finish(tag, -EIO);
-    // All that are in sync have failed this read: there is nobody left to wait for.
-    else if ((this.#inSync & ~this.#readFailed[tag]!) === 0) this.#finish(tag, -EIO);
-  }
-
-  /** What may be read from for all that the other queues know, a bit each. */
-  #readable(): number {
-    return this.#agreement === null ? -1 : this.#agreement.readable;
+    const replica = this.#reads.choose(tag);
+    if (replica !== NO_REPLICA) this.#links[replica]!.submit(tag);
+    else if (this.#failing || this.#failingUnserved || this.#reads.isHopeless(tag)) this.#finish(tag, -EIO);
   }
 
   #startRead(tag: number): void {
-    this.#readFailed[tag] = 0;
+    this.#reads.begin(tag);
     this.#read(tag);
   }
 
   #join(bits: number): void {
-    this.#joining &= ~bits;
-    this.#joined |= bits;
-    this.#beginFence(this.#joinFence, 'join');
-  }
-
-  #beginFence(fence: WriteFence, name: Fence): void {
-    fence.begin();
-    for (let tag = 0; tag < this.#inFlight.length; tag++) {
-      if (this.#inFlight[tag] === 1 && this.#requests.operation[tag] !== Operation.READ) fence.add(tag);
-    }
-    if (fence.isPassed) this.#host.fencePassed?.(name);
+    this.#standing.joining &= ~bits;
+    this.#standing.joined |= bits;
+    this.#fences.begin('join');
   }
 
   #readAnswered(replica: number, tag: number, error: number): void {
     const bit = 1 << replica;
     if (error !== 0) {
-      this.#readFailed[tag] = this.#readFailed[tag]! | bit;
+      this.#reads.noteFailure(tag, bit);
       this.readErrorCount++;
-    } else if ((this.#readable() & bit) !== 0) {
+    } else if ((this.#reads.readable & bit) !== 0) {
       this.#finish(tag, this.#requests.lengthBytes[tag]!);
       return;
     }
@@ -357,15 +298,15 @@ export class Mirror implements OrderHost {
   }
 
   #write(tag: number): void {
-    if (this.#joining !== 0) this.joinAgreed();
+    const standing = this.#standing;
+    if (standing.joining !== 0) this.joinAgreed();
     this.#error[tag] = 0;
-    this.#reader[tag] = NO_REPLICA;
-    this.#awaited[tag] = this.writtenMask;
-    if (this.#inSync === 0) {
+    this.#awaited[tag] = standing.written;
+    if (standing.inSync === 0) {
       this.#finish(tag, -EIO);
       return;
     }
-    const reachable = this.writtenMask & this.#up & ~this.#lost;
+    const { reachable } = standing;
     for (let replica = 0; replica < this.#links.length; replica++) {
       if ((reachable & (1 << replica)) !== 0) this.#links[replica]!.submit(tag);
     }
@@ -384,18 +325,11 @@ export class Mirror implements OrderHost {
     if (this.#awaited[tag] === 0) this.#finishWrite(tag);
   }
 
-  /**
-   * Reports a member as lost, unless it is the last one in sync; returns whether writes now wait for the verdict. One that
-   * was to join counts: its rebuild cannot begin.
-   */
+  /** Reports a member as lost, unless it is the last one in sync; returns whether writes now wait for the verdict. */
   #loseOrWait(replica: number, reason: string): boolean {
-    const bit = 1 << replica;
-    if (((this.writtenMask | this.#joining) & bit) === 0) return false;
-    if ((this.#lost & bit) !== 0) return true;
-    if ((this.#inSync & bit) !== 0 && (this.#inSync & ~this.#lost & ~bit) === 0) return false;
-    this.#lost |= bit;
-    this.#host.reportLost(replica, reason);
-    return true;
+    const loss = this.#standing.lose(1 << replica);
+    if (loss === 'new') this.#host.reportLost(replica, reason);
+    return loss === 'new' || loss === 'known';
   }
 
   /**
@@ -403,9 +337,10 @@ export class Mirror implements OrderHost {
    * what they copy: they have to begin anew, and the write ends when they have left.
    */
   #loseRebuilds(tag: number): void {
-    this.#awaited[tag] = this.#awaited[tag]! | this.#joined;
+    const { joined } = this.#standing;
+    this.#awaited[tag] = this.#awaited[tag]! | joined;
     for (let replica = 0; replica < this.#links.length; replica++) {
-      if ((this.#joined & (1 << replica)) !== 0)
+      if ((joined & (1 << replica)) !== 0)
         this.#loseOrWait(replica, 'a write failed on the last replica in sync');
     }
   }
@@ -417,7 +352,7 @@ export class Mirror implements OrderHost {
     for (let tag = 0; tag < this.#inFlight.length; tag++) {
       if (this.#inFlight[tag] === 0) continue;
       if (this.#requests.operation[tag] === Operation.READ) {
-        if (this.#reader[tag] === NO_REPLICA) this.#read(tag);
+        if (this.#reads.asked(tag) === NO_REPLICA) this.#read(tag);
       } else if ((this.#awaited[tag]! & bit) !== 0) {
         this.retryCount++;
         link.submit(tag);
@@ -427,7 +362,7 @@ export class Mirror implements OrderHost {
 
   #retryParkedReads(): void {
     for (let tag = 0; tag < this.#inFlight.length; tag++) {
-      const parked = this.#inFlight[tag] === 1 && this.#reader[tag] === NO_REPLICA;
+      const parked = this.#inFlight[tag] === 1 && this.#reads.asked(tag) === NO_REPLICA;
       if (parked && this.#requests.operation[tag] === Operation.READ) this.#read(tag);
     }
   }
@@ -447,8 +382,8 @@ export class Mirror implements OrderHost {
     for (let tag = 0; tag < this.#inFlight.length; tag++) {
       if (
         this.#inFlight[tag] === 1 &&
-        this.#reader[tag] === NO_REPLICA &&
-        (this.#awaited[tag]! & this.#up) === 0
+        this.#reads.asked(tag) === NO_REPLICA &&
+        (this.#awaited[tag]! & this.#standing.up) === 0
       ) {
         this.#awaited[tag] = 0;
         this.#error[tag] = -EIO;
@@ -467,22 +402,12 @@ export class Mirror implements OrderHost {
   }
 
   #finish(tag: number, result: number): void {
-    this.#reader[tag] = NO_REPLICA;
+    this.#reads.forget(tag);
     this.#awaited[tag] = 0;
     this.#activeCount--;
     this.#order.end(tag);
-    const operation = this.#requests.operation[tag];
-    if (operation !== Operation.READ) {
-      if (result < 0 && operation !== Operation.FLUSH) this.#isTainted = true;
-      this.#passFences(tag);
-    }
+    if (this.#requests.operation[tag] !== Operation.READ) this.#fences.ended(tag, result);
     this.#host.complete(tag, result);
     this.#order.release();
-  }
-
-  #passFences(tag: number): void {
-    if (this.#checkpointFence.ended(tag) && !this.#isTainted) this.#host.fencePassed?.('checkpoint');
-    if (this.#joinFence.ended(tag)) this.#host.fencePassed?.('join');
-    if (this.#holdFence.ended(tag)) this.#host.fencePassed?.('hold');
   }
 }
