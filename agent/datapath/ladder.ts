@@ -6,7 +6,7 @@ import type { HostProbe, Rung } from './probe.ts';
 
 /** What the newest kernels can do, with the thresholds that measured best. */
 const BEST_LADDER: DatapathLadder = {
-  send: 'zc',
+  send: 'auto',
   zeroCopyBytesMin: 32 * 1024,
   receive: 'recv',
   buffers: 'auto',
@@ -27,12 +27,13 @@ export function chooseLadder(probe: HostProbe, asked: Partial<DatapathLadder> = 
       `this host's kernel has no ${report.name}: ${report.reason}`,
     );
   };
-  if (asked.send !== undefined) need(asked.send === 'zc' ? 'sendZc' : 'send');
+  if (asked.send === 'zc' || asked.send === 'auto') need('sendZc');
+  if (asked.send === 'plain' || asked.send === 'auto') need('send');
   if (asked.receive !== undefined) need(asked.receive);
   if (asked.buffers !== undefined) need(asked.buffers === 'auto' ? 'autoBuffers' : 'manualBuffers');
   const ladder: DatapathLadder = {
     ...BEST_LADDER,
-    send: has('sendZc') ? 'zc' : 'plain',
+    send: !has('sendZc') ? 'plain' : has('send') ? 'auto' : 'zc',
     receive: has('recv') ? 'recv' : 'readFixed',
     buffers: has('autoBuffers') ? 'auto' : 'manual',
     smallBytesMax: has('userCopy') ? BEST_LADDER.smallBytesMax : 0,
@@ -58,7 +59,7 @@ export function describeLadder(datapath: Datapath, ladder: DatapathLadder): stri
   const kib = (bytes: number): string => `${bytes / 1024} KiB`;
   const small = ladder.smallBytesMax > 0 ? [`batches up to ${kib(ladder.smallBytesMax)}`] : [];
   if (datapath !== 'fused') return [datapath, ...small].join(', ');
-  const send = ladder.send === 'zc' ? `SEND_ZC from ${kib(ladder.zeroCopyBytesMin)}` : 'SEND';
+  const send = ladder.send === 'plain' ? 'SEND' : `SEND_ZC from ${kib(ladder.zeroCopyBytesMin)}`;
   const receive = ladder.receive === 'recv' ? 'RECV' : 'READ_FIXED';
   return ['fused', send, receive, `${ladder.buffers} buffers`, ...small].join(', ');
 }

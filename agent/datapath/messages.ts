@@ -8,8 +8,11 @@ export type Datapath = (typeof DATAPATHS)[number];
  * How a datapath moves payload, rung by rung: chosen by the probe (`chooseLadder`), or forced for tests and measurements.
  */
 export interface DatapathLadder {
-  /** Large payloads of writes: SEND_ZC from `zeroCopyBytesMin` up, or SEND always. */
-  readonly send: 'zc' | 'plain';
+  /**
+   * Large payloads of writes: SEND_ZC from `zeroCopyBytesMin` up, or SEND always; `auto`: SEND_ZC on connections on which the
+   * kernel does not copy after all.
+   */
+  readonly send: 'auto' | 'zc' | 'plain';
   readonly zeroCopyBytesMin: number;
   /** Large payloads of reads into registered pages. */
   readonly receive: 'recv' | 'readFixed';

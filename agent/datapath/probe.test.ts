@@ -43,7 +43,8 @@ test('a mode that was asked for is taken or refused with what is missing', () =>
 });
 
 test('the ladder goes down with what the kernel lacks', () => {
-  assert.equal(chooseLadder(host()).send, 'zc');
+  assert.equal(chooseLadder(host()).send, 'auto');
+  assert.equal(chooseLadder(host('send')).send, 'zc');
   assert.equal(chooseLadder(host('sendZc')).send, 'plain');
   assert.equal(chooseLadder(host('recv')).receive, 'readFixed');
   assert.equal(chooseLadder(host('autoBuffers')).buffers, 'manual');

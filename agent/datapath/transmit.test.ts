@@ -30,7 +30,7 @@ beforeEach(() => {
   requests = new RequestTable(DEPTH);
   counters = openCounters(createCounters());
   const ladder: DatapathLadder = {
-    send: 'zc',
+    send: 'auto',
     zeroCopyBytesMin: HUGE,
     receive: 'recv',
     buffers: 'auto',
@@ -53,11 +53,11 @@ function chain(...wanted: [operation: number, length: number][]) {
     requests.operation[tag] = operation;
     requests.lengthBytes[tag] = length;
   }
-  const first = ring.pendingCount;
+  const first = ring.writtenCount;
   const queue = Uint16Array.from({ length: DEPTH }, (_, tag) => tag);
-  assert.equal(transmitter.start(9, 1, 7, queue, 0, wanted.length), null);
-  return Array.from({ length: ring.pendingCount - first }, (_, index) => {
-    const at = (first + index) * 16;
+  assert.equal(transmitter.start(-1, 1, 7, queue, 0, wanted.length), null);
+  return Array.from({ length: ring.writtenCount - first }, (_, index) => {
+    const at = ((first + index) % ring.entries) * 16;
     const head = ring.sqes[at]!;
     return {
       opcode: head & 0xff,
@@ -197,6 +197,21 @@ test('a notification comes after the chain, and tells whether the kernel copied'
   assert.equal(transmitter.notifications, 0);
   assert.equal(counters[CounterIndex.zeroCopySends], 2);
   assert.equal(counters[CounterIndex.zeroCopyCopied], 1);
+});
+
+test('a connection on which the kernel copies after all goes on without zero copy, until it is a new one', () => {
+  const send = (copied: number): number => {
+    const [, pages] = chain([Operation.WRITE, HUGE]);
+    const { opcode, operation } = pages!;
+    transmitter.complete(operation, 0, HUGE, IoringCqe.MORE);
+    if (opcode === IoringOp.SEND_ZC) transmitter.complete(operation, 0, copied, IoringCqe.NOTIF);
+    return opcode;
+  };
+  for (let i = 0; i < 64; i++) assert.equal(send(i < 33 ? NOTIFICATION : 0), IoringOp.SEND_ZC);
+  assert.equal(send(0), IoringOp.SEND);
+  transmitter.reset();
+  for (let i = 0; i < 64; i++) assert.equal(send(i < 32 ? NOTIFICATION : 0), IoringOp.SEND_ZC);
+  assert.equal(send(0), IoringOp.SEND_ZC);
 });
 
 test('a silent part that fails ends the chain: nothing behind it is reported', () => {

@@ -83,6 +83,8 @@ const AT_ONCE_FLAGS = LAST_FLAGS | MSG_DONTWAIT;
 const PART_SQE_FLAGS = Iosqe.IO_LINK | Iosqe.CQE_SKIP_SUCCESS;
 
 const EAGAIN = 11;
+/** After so many zero-copy sends a connection that may choose goes by what became of them. */
+const TRIAL_SENDS = 64;
 
 export interface TransmitOptions {
   readonly ring: Ring;
@@ -97,7 +99,11 @@ export class ChainTransmitter implements Transmit {
   readonly #requests: RequestTable;
   readonly #payload: Payload;
   readonly #counters: Float64Array;
-  readonly #zeroCopyBytesMin: number;
+  readonly #ladder: DatapathLadder;
+  /** Of this connection: infinite once most of its first zero-copy sends were copied after all. */
+  #zeroCopyBytesMin = 0;
+  #trialSends = 0;
+  #trialCopied = 0;
   readonly #headers: Region;
   readonly #gather: Gather;
   #inFlight = false;
@@ -115,8 +121,8 @@ export class ChainTransmitter implements Transmit {
     this.#requests = options.requests;
     this.#payload = options.payload;
     this.#counters = options.counters;
-    const { send, zeroCopyBytesMin } = options.ladder;
-    this.#zeroCopyBytesMin = send === 'zc' ? zeroCopyBytesMin : Number.POSITIVE_INFINITY;
+    this.#ladder = options.ladder;
+    this.#beginTrial();
     this.#headers = allocateRegion(CHAIN_REQUESTS_MAX * REQUEST_SIZE_BYTES);
     // A header and a payload a request.
     const limits = { piecesMax: 2 * CHAIN_REQUESTS_MAX, messagesMax: CHAIN_REQUESTS_MAX + 1 };
@@ -145,6 +151,7 @@ export class ChainTransmitter implements Transmit {
     this.#inFlight = false;
     this.#isAtOnce = false;
     this.#broken = false;
+    this.#beginTrial();
   }
 
   start(
@@ -202,10 +209,8 @@ export class ChainTransmitter implements Transmit {
   complete(operation: number, data: number, result: number, flags: number): string | null {
     if (operation === TransmitOp.ZERO_COPY_PART || operation === TransmitOp.ZERO_COPY_LAST) {
       if ((flags & IoringCqe.NOTIF) !== 0) {
-        this.#notifications--;
-        this.#count(CounterIndex.zeroCopySends);
         // As a signed number: the flag is the sign.
-        if (result === (IORING_NOTIF_USAGE_ZC_COPIED | 0)) this.#count(CounterIndex.zeroCopyCopied);
+        this.#notified(result === (IORING_NOTIF_USAGE_ZC_COPIED | 0));
         return null;
       }
       if (operation === TransmitOp.ZERO_COPY_LAST) this.#inFlight = false;
@@ -228,6 +233,25 @@ export class ChainTransmitter implements Transmit {
     if (operation === TransmitOp.LAST && result === this.#lastBytes) return null;
     this.#broken = true;
     return describeTransfer('send', result);
+  }
+
+  #beginTrial(): void {
+    const { send, zeroCopyBytesMin } = this.#ladder;
+    this.#zeroCopyBytesMin = send === 'plain' ? Number.POSITIVE_INFINITY : zeroCopyBytesMin;
+    this.#trialSends = 0;
+    this.#trialCopied = 0;
+  }
+
+  /** The kernel is done with the pages of a zero-copy send. */
+  #notified(copied: boolean): void {
+    this.#notifications--;
+    this.#count(CounterIndex.zeroCopySends);
+    if (copied) this.#count(CounterIndex.zeroCopyCopied);
+    if (this.#ladder.send !== 'auto' || this.#trialSends === TRIAL_SENDS) return;
+    if (copied) this.#trialCopied++;
+    // A copy after all costs more than one that was asked for: on loopback, and where a device cannot gather.
+    if (++this.#trialSends === TRIAL_SENDS && 2 * this.#trialCopied > TRIAL_SENDS)
+      this.#zeroCopyBytesMin = Number.POSITIVE_INFINITY;
   }
 
   #count(index: number): void {
