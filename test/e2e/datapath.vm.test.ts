@@ -42,7 +42,7 @@ const MODES: readonly Omit<Case, 'queues' | 'mirrors'>[] = [
   },
   {
     name: 'fused with everything in registered pages by SEND_ZC',
-    arguments: '--datapath fused --small 0 --zero-copy-min 0',
+    arguments: '--datapath fused --small 0 --send zc --zero-copy-min 0',
     moved: ['zeroCopySends'],
   },
   { name: 'splice', arguments: '--datapath splice', moved: ['zeroCopySends'] },

@@ -8,6 +8,8 @@ import { eventually, type LabWorld, MIB, World } from './world.ts';
 
 const SIZE_BYTES = 64 * MIB;
 const SHORT_MS = 300;
+/** An agent bears a second of silence; then the control plane decides, and all of it on a slow machine. */
+const STALL_MS_MAX = 3000;
 
 describe('a link that drops', () => {
   let world: LabWorld;
@@ -65,6 +67,7 @@ describe('a link that drops', () => {
       happen: () => world.cluster.setLink(node, 'down'),
     });
     t.diagnostic(JSON.stringify(silent));
+    assert.ok(Math.max(silent.readMs, silent.writeMs) < STALL_MS_MAX, JSON.stringify(silent));
     await world.cluster.setLink(node, 'up');
     await world.inSync([volume]);
     await world.rest.detach(id);
