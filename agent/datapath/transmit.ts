@@ -34,6 +34,7 @@ import { Gather } from './gather.ts';
 import type { DatapathLadder } from './messages.ts';
 import type { Payload } from './payload.ts';
 import { Operation, type RequestTable } from './request.ts';
+import { ZeroCopyChoice } from './zero-copy-choice.ts';
 
 /** Requests of one transmit chain; two SQEs each at most. */
 export const CHAIN_REQUESTS_MAX = 64;
@@ -83,8 +84,6 @@ const AT_ONCE_FLAGS = LAST_FLAGS | MSG_DONTWAIT;
 const PART_SQE_FLAGS = Iosqe.IO_LINK | Iosqe.CQE_SKIP_SUCCESS;
 
 const EAGAIN = 11;
-/** After so many zero-copy sends a connection that may choose goes by what became of them. */
-const TRIAL_SENDS = 64;
 
 export interface TransmitOptions {
   readonly ring: Ring;
@@ -99,11 +98,7 @@ export class ChainTransmitter implements Transmit {
   readonly #requests: RequestTable;
   readonly #payload: Payload;
   readonly #counters: Float64Array;
-  readonly #ladder: DatapathLadder;
-  /** Of this connection: infinite once most of its first zero-copy sends were copied after all. */
-  #zeroCopyBytesMin = 0;
-  #trialSends = 0;
-  #trialCopied = 0;
+  readonly #zeroCopy: ZeroCopyChoice;
   readonly #headers: Region;
   readonly #gather: Gather;
   #inFlight = false;
@@ -121,8 +116,7 @@ export class ChainTransmitter implements Transmit {
     this.#requests = options.requests;
     this.#payload = options.payload;
     this.#counters = options.counters;
-    this.#ladder = options.ladder;
-    this.#beginTrial();
+    this.#zeroCopy = new ZeroCopyChoice(options.ladder);
     this.#headers = allocateRegion(CHAIN_REQUESTS_MAX * REQUEST_SIZE_BYTES);
     // A header and a payload a request.
     const limits = { piecesMax: 2 * CHAIN_REQUESTS_MAX, messagesMax: CHAIN_REQUESTS_MAX + 1 };
@@ -151,7 +145,7 @@ export class ChainTransmitter implements Transmit {
     this.#inFlight = false;
     this.#isAtOnce = false;
     this.#broken = false;
-    this.#beginTrial();
+    this.#zeroCopy.reset();
   }
 
   start(
@@ -235,23 +229,12 @@ export class ChainTransmitter implements Transmit {
     return describeTransfer('send', result);
   }
 
-  #beginTrial(): void {
-    const { send, zeroCopyBytesMin } = this.#ladder;
-    this.#zeroCopyBytesMin = send === 'plain' ? Number.POSITIVE_INFINITY : zeroCopyBytesMin;
-    this.#trialSends = 0;
-    this.#trialCopied = 0;
-  }
-
   /** The kernel is done with the pages of a zero-copy send. */
   #notified(copied: boolean): void {
     this.#notifications--;
     this.#count(CounterIndex.zeroCopySends);
     if (copied) this.#count(CounterIndex.zeroCopyCopied);
-    if (this.#ladder.send !== 'auto' || this.#trialSends === TRIAL_SENDS) return;
-    if (copied) this.#trialCopied++;
-    // A copy after all costs more than one that was asked for: on loopback, and where a device cannot gather.
-    if (++this.#trialSends === TRIAL_SENDS && 2 * this.#trialCopied > TRIAL_SENDS)
-      this.#zeroCopyBytesMin = Number.POSITIVE_INFINITY;
+    this.#zeroCopy.noteOutcome(copied);
   }
 
   #count(index: number): void {
@@ -271,7 +254,7 @@ export class ChainTransmitter implements Transmit {
   }
 
   #sendPages(tag: number, length: number, last: boolean): void {
-    const zeroCopy = length >= this.#zeroCopyBytesMin;
+    const zeroCopy = this.#zeroCopy.take(length);
     const ring = this.#ring;
     // In a registered buffer the address is an offset into the request.
     const at = ring.prepare(
