@@ -93,6 +93,11 @@ const answers: Record<string, unknown> = {
   'GET /v1/nodes': [{ ...NODE, draining: false }],
 };
 
+const STALE = {
+  ...{ id: 7, at: '2030-01-01T00:00:00.000Z', type: 'replica.stale', volume: VOLUME.id, node: 'node-2' },
+  ...{ epoch: 4, reason: 'its node lost power' },
+};
+
 let server: Server;
 let rest: string;
 let requests: string[] = [];
@@ -103,6 +108,11 @@ before(async () => {
     const key = `${request.method} ${request.url}`;
     requests.push(key);
     bodies.push(await text(request));
+    if (request.url === `/v1/events?volume=${VOLUME.id}`) {
+      // What comes after the event is none: the end of a command that has no other.
+      response.end(`id: 7\ndata: ${JSON.stringify(STALE)}\n\ndata: {}\n\n`);
+      return;
+    }
     const body = answers[key] ?? { code: 'BW_NOT_FOUND', message: key };
     response.writeHead(key in answers ? 200 : 404).end(JSON.stringify(body));
   }).listen(0, '127.0.0.1');
@@ -137,6 +147,7 @@ async function run(...argv: string[]): Promise<{ exitCode: ExitCode; stdout: str
 test('a wrong command line is exit code 2, says why on stderr and asks no one', async () => {
   const wrong: [string[], RegExp][] = [
     [['nosuch'], /unknown command 'nosuch'/],
+    [['events', '--after', 'noon'], /noon is not the id of an event/],
     [['volume', 'create', 'data'], /--size/],
     [['volume', 'create', 'data', '--size', '1GB'], /write 1GiB/],
     [['volume', 'create', 'data', '--size', '1GiB', '--replicas', '0'], /--replicas/],
@@ -278,6 +289,18 @@ test('detach finds the attachment by the volume’s name', async () => {
   const { exitCode } = await run('volume', 'detach', 'data', '--force');
   assert.equal(exitCode, ExitCode.OK);
   assert.equal(requests.at(-1), 'DELETE /v1/attachments/att-0123456789ab?force=true');
+});
+
+test('events of a volume by its name, a line each', async () => {
+  const { exitCode, stdout, stderr } = await run('events', '--volume', 'data');
+  assert.deepEqual([exitCode, requests.at(-1)], [ExitCode.FAILED, `GET /v1/events?volume=${VOLUME.id}`]);
+  assert.match(
+    stdout,
+    /^2030-01-01T00:00:00.000Z +7 +replica.stale +volume=vol-0123456789ab node=node-2 epoch=4 reason="its node lost power"\n$/,
+  );
+  assert.match(stderr, /^blockwire: BW_PROTOCOL: not an event/);
+  const json = await run('events', '--volume', VOLUME.id, '--after', '6', '--json');
+  assert.deepEqual([JSON.parse(json.stdout), requests], [STALE, [`GET /v1/events?volume=${VOLUME.id}`]]);
 });
 
 test('an unknown volume is exit code 1 with its code', async () => {

@@ -3,6 +3,7 @@ import { readVersion } from '@blockwire/shared/version.ts';
 import { Command, CommanderError } from 'commander';
 import type { Context } from './commands/context.ts';
 import { addDoctorCommand } from './commands/doctor.ts';
+import { addEventsCommand } from './commands/events.ts';
 import { addProcessCommands } from './commands/processes.ts';
 import { addUpCommand } from './commands/up.ts';
 import { addVolumeCommands } from './commands/volume.ts';
@@ -50,6 +51,7 @@ function createProgram(context: Context, setExitCode: (code: ExitCode) => void):
   addProcessCommands(program, context);
   addDoctorCommand(program, context, setExitCode);
   addVolumeCommands(program, context);
+  addEventsCommand(program, context);
   return program;
 }
 

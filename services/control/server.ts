@@ -8,7 +8,7 @@ import { Attachments } from './domain/attachments.ts';
 import { type ExportNames, loadCapabilities } from './domain/capabilities.ts';
 import { type Context, DEFAULT_POLICY, DEFAULT_TIMING, type Policy, type Timing } from './domain/context.ts';
 import { Damages } from './domain/damages.ts';
-import { ControlEvents } from './domain/events.ts';
+import { type ControlEvent, ControlEvents, EventStore } from './domain/events.ts';
 import { Fleet } from './domain/fleet.ts';
 import { Idempotency } from './domain/idempotency.ts';
 import { Rebuilder } from './domain/rebuilds.ts';
@@ -64,10 +64,10 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   const damages = new Damages(context);
   const idempotency = new Idempotency(context);
   context.events.on('change', (event) => {
-    log.info(event, event.type);
-    if (event.type === 'node.online') void tombstones.collectNode(event.nodeId);
+    logEvent(log, event);
+    if (event.type === 'node.online') void tombstones.collectNode(event.node);
     if (event.type === 'node.online') void snapshots.sweep();
-    if (event.type === 'agent.online') void tombstones.collectAgent(event.agentId);
+    if (event.type === 'agent.online') void tombstones.collectAgent(event.agent);
     if (event.type === 'node.online') damages.memberCame();
     if (event.type === 'node.online' || event.type === 'agent.online') rebuilder.memberCame();
   });
@@ -118,11 +118,22 @@ export async function startControl(options: ControlOptions): Promise<ControlPlan
   return { rest, grpc: rpc.address, app, events: context.events };
 }
 
+/** What somebody may have to see to. */
+const WARNINGS: readonly ControlEvent['type'][] = [
+  ...(['attachment.lost', 'replica.stale', 'replica.damaged', 'replica.lossy', 'volume.adopted'] as const),
+];
+
+function logEvent(log: Logger, event: ControlEvent): void {
+  if (WARNINGS.includes(event.type)) log.warn(event, event.type);
+  else log.info(event, event.type);
+}
+
 function createContext(options: ControlOptions, exportNames: ExportNames): Context {
-  const { store, log, timing: overrides, policy } = options;
+  const { log, timing: overrides, policy } = options;
   const timing: Timing = { ...DEFAULT_TIMING, ...overrides };
   const events = new ControlEvents();
   const now = (): number => Date.now();
+  const store = new EventStore(options.store, { events, log, now });
   const newId = (prefix: string): string => `${prefix}-${randomBytes(6).toString('hex')}`;
   const shared = {
     heartbeatIntervalMs: timing.heartbeatIntervalMs,
@@ -145,15 +156,14 @@ function createContext(options: ControlOptions, exportNames: ExportNames): Conte
       noun: 'node',
       offlineCode: 'BW_NODE_OFFLINE',
       unknownCode: 'BW_NODE_NOT_FOUND',
-      onChange: (nodeId, online) => events.publish({ type: online ? 'node.online' : 'node.offline', nodeId }),
+      onChange: (node, online) => store.note({ type: online ? 'node.online' : 'node.offline', node }),
     }),
     agentFleet: new Fleet({
       ...shared,
       noun: 'agent',
       offlineCode: 'BW_AGENT_OFFLINE',
       unknownCode: 'BW_AGENT_NOT_FOUND',
-      onChange: (agentId, online) =>
-        events.publish({ type: online ? 'agent.online' : 'agent.offline', agentId }),
+      onChange: (agent, online) => store.note({ type: online ? 'agent.online' : 'agent.offline', agent }),
     }),
   };
 }

@@ -7,7 +7,7 @@ import {
   type Policy,
   type Timing,
 } from '@blockwire/control/domain/context.ts';
-import { ControlEvents } from '@blockwire/control/domain/events.ts';
+import { ControlEvents, EventStore } from '@blockwire/control/domain/events.ts';
 import { Fleet } from '@blockwire/control/domain/fleet.ts';
 import { Rebuilder } from '@blockwire/control/domain/rebuilds.ts';
 import { TombstoneCollector } from '@blockwire/control/domain/tombstones.ts';
@@ -47,6 +47,7 @@ export class ControlProcess {
     this.process = new Process(world, CONTROL);
     const { process } = this;
     const events = new ControlEvents();
+    const now = (): number => world.now;
     const timers = {
       set: (run: () => void, delayMs: number) => {
         const timer = { isCleared: false };
@@ -63,12 +64,13 @@ export class ControlProcess {
     };
     const shared = {
       ...{ heartbeatIntervalMs: TIMING.heartbeatIntervalMs, missedMax: TIMING.missedMax, timers },
-      ...{ reconnectGraceMs: TIMING.reconnectGraceMs, now: () => world.now },
+      ...{ reconnectGraceMs: TIMING.reconnectGraceMs, now },
       newCommandId: () => newId('cmd'),
     };
     this.context = {
       exportNames: { nameOf: ({ id }) => id },
-      ...{ store, events, log: SILENT, timing: TIMING, policy: POLICY, now: () => world.now, newId },
+      store: new EventStore(store, { events, log: SILENT, now }),
+      ...{ events, log: SILENT, timing: TIMING, policy: POLICY, now, newId },
       nodeFleet: new Fleet({
         ...{ ...shared, noun: 'node', offlineCode: 'BW_NODE_OFFLINE', unknownCode: 'BW_NODE_NOT_FOUND' },
         onChange: (_id, online) => online && this.#memberCame(world),

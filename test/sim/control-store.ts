@@ -4,7 +4,7 @@
  */
 import { type VolumeRecord, volumes } from '@blockwire/control/domain/records.ts';
 import { MemoryStore } from '@blockwire/control/store/memory.ts';
-import type { Change, CommitResult, MetadataStore } from '@blockwire/control/store/store.ts';
+import type { Change, CommitResult, JsonValue, MetadataStore } from '@blockwire/control/store/store.ts';
 import type { Mutation } from './mutations.ts';
 import type { Process } from './network.ts';
 import type { World } from './world.ts';
@@ -42,13 +42,13 @@ export class ControlStore {
   /** As one process sees it: an answer that comes after its end is never seen. */
   seenBy(processOf: () => Process): MetadataStore {
     const world = this.#world;
-    const commit = (changes: readonly Change[]): Promise<CommitResult> =>
+    const commit = (changes: readonly Change[], events?: readonly JsonValue[]): Promise<CommitResult> =>
       new Promise((resolve) => {
         world.after(world.delay(COMMIT_MS), () => {
           // The process has ended meanwhile: its commit arrived in time, or not.
           if (!processOf().isAlive && world.random.oneIn(2)) return;
           world.touch();
-          void this.#commit(this.#mutated(changes)).then((result) => {
+          void this.#commit(this.#mutated(changes), events).then((result) => {
             if (result.committed) this.#observe(changes);
             processOf().enter(() => {
               world.touch();
@@ -60,18 +60,20 @@ export class ControlStore {
     return {
       get: (key) => this.#store.get(key),
       list: (prefix) => this.#store.list(prefix),
+      events: (afterId, countMax) => this.#store.events(afterId, countMax),
       close: () => this.#store.close(),
       commit,
     };
   }
 
-  async #commit(changes: readonly Change[]): Promise<CommitResult> {
-    if (this.#mutation !== 'ignore-versions') return await this.#store.commit(changes);
+  async #commit(changes: readonly Change[], events?: readonly JsonValue[]): Promise<CommitResult> {
+    if (this.#mutation !== 'ignore-versions') return await this.#store.commit(changes, events);
     const versions = await Promise.all(
       changes.map(async ({ key }) => (await this.#store.get(key))?.version ?? 0),
     );
     return await this.#store.commit(
       changes.map((change, i) => ({ ...change, expectedVersion: versions[i]! })),
+      events,
     );
   }
 

@@ -73,6 +73,11 @@ export class RestClient {
     return volume;
   }
 
+  /** The id that this is, also of a volume that is gone, or that is named so. Throws BW_VOLUME_NOT_FOUND. */
+  async findVolumeId(ref: string): Promise<string> {
+    return VOLUME_ID.test(ref) ? ref : (await this.findVolume(ref)).id;
+  }
+
   /** @param sizeBytes no less than now */
   resizeVolume(id: string, sizeBytes: number): Promise<Volume> {
     const request = { method: 'PATCH', path: volumePath(id), body: { sizeBytes } } as const;

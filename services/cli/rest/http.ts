@@ -51,11 +51,28 @@ export async function requestEmpty(base: string, request: RestRequest): Promise<
 async function send(base: string, request: RestRequest): Promise<RestResponse> {
   const response = await exchange(base, request);
   if (response.status >= 200 && response.status < 300) return response;
-  const body = parseJson(response.text);
-  if (Value.Check(ErrorBody, body)) throw new CommandError(body.code, body.message);
-  throw new CommandError(
+  throw refusal(base, request, response);
+}
+
+function refusal(base: string, { method, path }: RestRequest, { status, text }: RestResponse): CommandError {
+  const body = parseJson(text);
+  if (Value.Check(ErrorBody, body)) return new CommandError(body.code, body.message);
+  return new CommandError(
     'BW_PROTOCOL',
-    `${request.method} ${request.path}: HTTP ${response.status} without a Blockwire error; is ${base} a control plane?`,
+    `${method} ${path}: HTTP ${status} without a Blockwire error; is ${base} a control plane?`,
+  );
+}
+
+async function received(response: Response): Promise<RestResponse> {
+  return { status: response.status, text: await response.text() };
+}
+
+function unreachable(base: string, cause: unknown): CommandError {
+  return new CommandError(
+    'BW_PEER_UNREACHABLE',
+    `no control plane at ${base} (${reasonOf(cause)}); start one with "blockwire up" or name it with --rest`,
+    ExitCode.UNREACHABLE,
+    { cause },
   );
 }
 
@@ -72,16 +89,11 @@ async function exchange(base: string, request: RestRequest): Promise<RestRespons
       signal: AbortSignal.timeout(timeoutMs),
       redirect: 'error',
     });
-    return { status: response.status, text: await response.text() };
+    return await received(response);
   } catch (error) {
     if (error instanceof DOMException && error.name === 'TimeoutError')
       throw new CommandError('BW_TIMEOUT', `${method} ${path}: no answer within ${timeoutMs / 1000} s`);
-    throw new CommandError(
-      'BW_PEER_UNREACHABLE',
-      `no control plane at ${base} (${reasonOf(error)}); start one with "blockwire up" or name it with --rest`,
-      ExitCode.UNREACHABLE,
-      { cause: error },
-    );
+    throw unreachable(base, error);
   }
 }
 
@@ -92,7 +104,38 @@ function reasonOf(error: unknown): string {
   return cause instanceof Error ? cause.message : String(cause);
 }
 
-function parseJson(text: string): unknown {
+/**
+ * An answer without an end, as text in the pieces it comes in. Throws as requestJson does; BW_PEER_UNREACHABLE also when it breaks
+ * off or falls silent.
+ */
+export async function* openStream(
+  base: string,
+  path: string,
+  options: { readonly headers: Readonly<Record<string, string>>; readonly silenceMsMax: number },
+): AsyncGenerator<string> {
+  const silence = new AbortController();
+  const timer = setTimeout(() => silence.abort(new Error('it says nothing')), options.silenceMsMax);
+  try {
+    const response = await fetch(new URL(path, base), {
+      headers: options.headers,
+      signal: silence.signal,
+      redirect: 'error',
+    });
+    if (!response.ok || response.body === null)
+      throw refusal(base, { method: 'GET', path }, await received(response));
+    for await (const text of response.body.pipeThrough(new TextDecoderStream())) {
+      timer.refresh();
+      yield text;
+    }
+  } catch (error) {
+    throw error instanceof CommandError ? error : unreachable(base, error);
+  } finally {
+    clearTimeout(timer);
+    silence.abort();
+  }
+}
+
+export function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch {

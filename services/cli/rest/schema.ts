@@ -103,6 +103,10 @@ export const Snapshot = Type.Object({
 });
 export type Snapshot = Static<typeof Snapshot>;
 
+/** What happened; more fields by type, such as `volume`, `node`, `reason`. */
+export const ControlEvent = Type.Object({ id: Type.Integer(), at: Type.String(), type: Type.String() });
+export type ControlEvent = Static<typeof ControlEvent>;
+
 export const SnapshotList = Type.Array(Snapshot);
 export const VolumeList = Type.Array(Volume);
 export const AttachmentList = Type.Array(Attachment);

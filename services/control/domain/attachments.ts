@@ -3,6 +3,7 @@ import { BlockwireError, type ErrorCode, toBlockwireError } from '@blockwire/sha
 import type { Change } from '../store/store.ts';
 import { commitRound } from './commit.ts';
 import { type AttachAction, type Context, type DeviceReport, timestamp } from './context.ts';
+import type { ControlEvent } from './events.ts';
 import { installMembership, membershipOf } from './membership.ts';
 import { reconcile } from './reconcile.ts';
 import {
@@ -18,6 +19,7 @@ import {
   volumes,
 } from './records.ts';
 import { agentOffline, chooseAgent } from './registry.ts';
+import { wentStale } from './replica-events.ts';
 import { doomDevice, type TombstoneCollector } from './tombstones.ts';
 import { beginAttachment, endAttachment, inSyncReplicas, inUse, nextGeneration } from './volume-state.ts';
 import { volumeNotFound } from './volumes.ts';
@@ -40,6 +42,8 @@ export interface AttachRequest {
   /** Takes the volume from the agent that has it. */
   readonly force?: boolean;
 }
+
+type AttachmentEvent = Extract<ControlEvent, { attachment: string }>;
 
 /** How a device's I/O fares, as its agent said last. */
 export type IoState = 'ok' | 'waiting' | 'failing' | 'recovering' | 'unknown';
@@ -132,7 +136,7 @@ export class Attachments {
    * somebody deletes it, so that the loss is seen and the volume is not given away meanwhile.
    */
   async reconcile(agentId: string, devices: readonly DeviceReport[]): Promise<void> {
-    const { store, events, log } = this.#context;
+    const { store, log } = this.#context;
     const known = await attachments.list(store);
     for (const { attachmentId, volumeId, device } of devices) {
       if (known.some(({ value }) => value.id === attachmentId)) continue;
@@ -149,14 +153,16 @@ export class Attachments {
         const found = await attachments.get(store, record.id);
         const next = found === null ? null : reconciled(found.value, served);
         if (found === null || next === null) return { changes: [], result: false };
+        const type = next.state === 'lost' ? 'attachment.lost' : 'volume.attached';
         return {
           changes: [attachments.replace(record.id, found.version, next)],
           result: next.state === 'lost',
+          events: next.state === found.value.state ? [] : [attachmentEvent(type, next)],
         };
       });
-      if (!isNewlyLost) continue;
-      log.warn({ attachmentId: record.id, agentId }, 'the agent came back without the device');
-      events.publish({ type: 'attachment.lost', volumeId: record.volumeId, agentId });
+      if (isNewlyLost) {
+        log.warn({ attachmentId: record.id, agentId }, 'the agent came back without the device');
+      }
     }
   }
 
@@ -187,6 +193,10 @@ export class Attachments {
           attachments.replace(id, found.version, { ...found.value, generation }),
         ],
         result: { record: found.value, generation },
+        events: [
+          attachmentEvent('attachment.resumed', found.value),
+          ...wentStale(volume.value, next, () => 'its rebuild ended with the writer'),
+        ],
       };
     });
     const volume = await this.#admitWriter({ volumeId: record.volumeId, generation });
@@ -221,7 +231,7 @@ export class Attachments {
   }
 
   async #attach(request: AttachRequest): Promise<AttachmentRecord> {
-    const { store, agentFleet, timing, events } = this.#context;
+    const { store, agentFleet, timing } = this.#context;
     const found = await volumes.get(store, request.volumeId);
     if (found === null) throw volumeNotFound(request.volumeId);
     if (found.value.attachmentId !== null && !request.force) throw inUse(found.value);
@@ -253,14 +263,12 @@ export class Attachments {
       if (device === null) {
         throw new BlockwireError('BW_ATTACH_FAILED', `agent ${agent.id} answered without a device`);
       }
-      const attached = await this.#change(request.id, (record) => ({
+      return await this.#change(request.id, (record) => ({
         ...record,
         state: 'attached',
         device: device.device,
         datapath: device.datapath,
       }));
-      events.publish({ type: 'volume.attached', volumeId: request.volumeId, agentId: agent.id });
-      return attached;
     } catch (thrown) {
       const error = toBlockwireError(thrown);
       const isUnknown = sent && UNKNOWN_OUTCOME.includes(error.code);
@@ -278,7 +286,6 @@ export class Attachments {
   async #takeOver(request: AttachRequest, agentId: string): Promise<VolumeRecord> {
     const { volume, taken } = await this.#reserve(request, agentId);
     if (taken === null) return volume;
-    this.#context.events.publish({ type: 'attachment.taken', volumeId: volume.id, agentId: taken.agentId });
     const removal = this.#tombstones.collectAgent(taken.agentId);
     // On the same host the old device goes before the new one comes; another host may be past answering.
     if (taken.agentId === agentId) await removal;
@@ -322,6 +329,15 @@ export class Attachments {
           ...(taken?.changes ?? []),
         ],
         result: { volume, taken: taken?.record ?? null },
+        events: [
+          ...(taken === null ? [] : [attachmentEvent('attachment.taken', taken.record)]),
+          attachmentEvent('volume.attaching', record),
+          ...wentStale(found.value, volume, (node) =>
+            unreachableNodeIds.includes(node)
+              ? `node ${node} is offline`
+              : 'its rebuild ended with the writer',
+          ),
+        ],
       };
     });
   }
@@ -359,6 +375,7 @@ export class Attachments {
       return {
         changes: [attachments.replace(id, found.version, { ...record, state: 'detaching' })],
         result: record,
+        events: [attachmentEvent('volume.detaching', record)],
       };
     });
   }
@@ -373,7 +390,7 @@ export class Attachments {
 
   /** Frees the volume. Without the agent's word a tombstone sees to the device that may be there. */
   async #remove(id: string, options: { readonly confirmed: boolean }): Promise<void> {
-    const { store, events } = this.#context;
+    const { store } = this.#context;
     const removed = await commitRound(store, async () => {
       const found = await attachments.get(store, id);
       if (found === null) return { changes: [], result: null };
@@ -387,12 +404,9 @@ export class Attachments {
       if (!options.confirmed && doomed === null) {
         changes.push(doomDevice(this.#context, { agentId, attachmentId: id, volumeId }));
       }
-      return { changes, result: found.value };
+      return { changes, result: found.value, events: [attachmentEvent('volume.detached', found.value)] };
     });
-    if (removed === null) return;
-    const { volumeId, agentId } = removed;
-    events.publish({ type: 'volume.detached', volumeId, agentId });
-    if (!options.confirmed) void this.#tombstones.collectAgent(agentId);
+    if (removed !== null && !options.confirmed) void this.#tombstones.collectAgent(removed.agentId);
   }
 
   #change(id: string, change: (record: AttachmentRecord) => AttachmentRecord): Promise<AttachmentRecord> {
@@ -401,9 +415,21 @@ export class Attachments {
       const found = await attachments.get(store, id);
       if (found === null) throw attachmentNotFound(id);
       const next = change(found.value);
-      return { changes: [attachments.replace(id, found.version, next)], result: next };
+      const isAttached = next.state === 'attached' && found.value.state !== 'attached';
+      return {
+        changes: [attachments.replace(id, found.version, next)],
+        result: next,
+        events: isAttached ? [attachmentEvent('volume.attached', next)] : [],
+      };
     });
   }
+}
+
+function attachmentEvent(
+  type: AttachmentEvent['type'],
+  { id: attachment, volumeId: volume, agentId: agent }: AttachmentRecord,
+): AttachmentEvent {
+  return { type, volume, agent, attachment };
 }
 
 /** What an agent's list of devices makes of an attachment; null when nothing changes. */

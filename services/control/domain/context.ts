@@ -1,8 +1,7 @@
 /** What the domain works with: the store, the fleets, and time and randomness as parameters. */
 import type { Logger } from '@blockwire/shared/log.ts';
-import type { MetadataStore } from '../store/store.ts';
 import type { ExportNames } from './capabilities.ts';
-import type { ControlEvents } from './events.ts';
+import type { ControlEvents, EventStore } from './events.ts';
 import type { Fleet } from './fleet.ts';
 import type { Datapath, DeviceOptions, ReplicaState } from './records.ts';
 
@@ -136,6 +135,12 @@ export interface Timing {
   /** Between two attempts at what failed. */
   readonly pauseMsMin: number;
   readonly pauseMsMax: number;
+  /** How soon an event of another control plane is noticed. */
+  readonly eventPollMs: number;
+  /** Whoever follows the events hears something so often. */
+  readonly eventHeartbeatMs: number;
+  /** How long one that follows them may take nothing. */
+  readonly slowReaderMs: number;
 }
 
 /** What the cluster does by itself, and how much of it at once. */
@@ -177,6 +182,9 @@ export const DEFAULT_TIMING: Timing = {
   rebuildSweepMs: 1_000,
   pauseMsMin: 1_000,
   pauseMsMax: 60_000,
+  eventPollMs: 1_000,
+  eventHeartbeatMs: 15_000,
+  slowReaderMs: 30_000,
 };
 
 export type NodeFleet = Fleet<NodeAction, void>;
@@ -184,7 +192,7 @@ export type NodeFleet = Fleet<NodeAction, void>;
 export type AgentFleet = Fleet<AgentAction, DeviceReport | null>;
 
 export interface Context {
-  readonly store: MetadataStore;
+  readonly store: EventStore;
   readonly exportNames: ExportNames;
   readonly nodeFleet: NodeFleet;
   readonly agentFleet: AgentFleet;

@@ -39,7 +39,8 @@ export class Damages {
     const known = this.#known.get(key) ?? new Set();
     for (const region of regions) if (known.size < REGIONS_MAX) known.add(region);
     this.#known.set(key, known);
-    this.#context.events.publish({ type: 'replica.damaged', volumeId, nodeId, regions: regions.length });
+    const { length } = regions;
+    this.#context.store.note({ type: 'replica.damaged', volume: volumeId, node: nodeId, regions: length });
     void this.#repair(key);
   }
 
@@ -71,7 +72,7 @@ export class Damages {
   }
 
   async #repairSome(key: string): Promise<void> {
-    const { store, nodeFleet, timing, events } = this.#context;
+    const { store, nodeFleet, timing } = this.#context;
     const [volumeId = '', nodeId = ''] = key.split('/');
     const known = this.#known.get(key)!;
     const volume = (await volumes.get(store, volumeId))?.value;
@@ -88,6 +89,6 @@ export class Damages {
     const order = await resyncOrder(this.#context, volume, source.nodeId);
     await nodeFleet.dispatch(nodeId, { kind: 'repair', ...order, regions }, { deadlineMs: timing.repairMs });
     for (const region of regions) known.delete(region);
-    events.publish({ type: 'replica.repaired', volumeId, nodeId, regions: regions.length });
+    store.note({ type: 'replica.repaired', volume: volumeId, node: nodeId, regions: regions.length });
   }
 }

@@ -249,7 +249,8 @@ export class Fleet<Action, Result> {
     }
     member.outstanding.clear();
     sink.end();
-    this.#options.onChange(member.id, false);
+    // At our own end we know nothing of theirs.
+    if (!this.#closed) this.#options.onChange(member.id, false);
   }
 
   #offline(id: string): BlockwireError {

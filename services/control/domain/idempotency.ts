@@ -4,13 +4,14 @@
  */
 import { createHash } from 'node:crypto';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
+import type { MetadataStore } from '../store/store.ts';
 import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
 import { idempotency } from './records.ts';
 
 const KEEP_MS = 24 * 3600 * 1000;
 
-export type IdempotencyContext = Pick<Context, 'store' | 'now' | 'newId'>;
+export type IdempotencyContext = Pick<Context, 'now' | 'newId'> & { readonly store: MetadataStore };
 
 export interface IdempotentRequest<Body> {
   /** The client's Idempotency-Key. */

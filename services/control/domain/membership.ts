@@ -2,7 +2,9 @@
 import { BlockwireError, type ErrorCode, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import type { Context, Membership } from './context.ts';
+import type { ControlEvent } from './events.ts';
 import { attachments, nodes, type VolumeRecord, volumes } from './records.ts';
+import { wentStale } from './replica-events.ts';
 import { acceptLoss, completeRebuild, joinedEpochOf, markStale, writtenReplicas } from './volume-state.ts';
 
 /** Each round marks one replica stale or sees another's change; more than this is a fault. */
@@ -57,9 +59,9 @@ export async function installMembership(
       );
     }
     const nodeIds = [...failures.keys()];
-    const marked = await commitRound<VolumeRecord | null>(store, async () => {
+    await commitRound(store, async () => {
       const found = await volumes.get(store, volume.id);
-      if (found === null || isChanged(volume, found.value)) return { changes: [], result: null };
+      if (found === null || isChanged(volume, found.value)) return { changes: [], result: undefined };
       const next = markStale(found.value, nodeIds);
       if (next === null) {
         throw new BlockwireError(
@@ -68,10 +70,12 @@ export async function installMembership(
           { details: { volume: volume.id, nodes: errors } },
         );
       }
-      return { changes: [volumes.replace(volume.id, found.version, next)], result: next };
+      return {
+        changes: [volumes.replace(volume.id, found.version, next)],
+        result: undefined,
+        events: wentStale(found.value, next, (nodeId) => failures.get(nodeId)?.message ?? 'not reached'),
+      };
     });
-    if (marked === null) continue;
-    for (const { node, message } of errors) publishStale(context, marked, node, message);
   }
   throw new BlockwireError('BW_CONFLICT', `the membership of ${target.volumeId} does not settle; try again`);
 }
@@ -122,12 +126,12 @@ export async function replicaLost(context: Context, report: ReplicaLostReport): 
     return {
       changes: [volumes.replace(volumeId, found.version, next)],
       result: { volume: next, kind: 'marked' },
+      events: wentStale(volume, next, () => reason),
     };
   });
   if (outcome.kind === 'last') {
     context.log.warn({ volumeId, nodeId, reason }, 'the last in-sync replica is lost; writes wait for it');
   }
-  if (outcome.kind === 'marked') publishStale(context, outcome.volume, nodeId, reason);
   const installed = await installMembership(context, { volumeId, generation: report.generation });
   return membershipOf(context, installed);
 }
@@ -158,8 +162,16 @@ export async function adoptReported(
       generation: Math.max(generation, report.generation),
       epoch: Math.max(epoch, report.epoch),
     };
-    return { changes: [volumes.replace(report.volumeId, found.version, raised)], result: undefined };
+    return {
+      changes: [volumes.replace(report.volumeId, found.version, raised)],
+      result: undefined,
+      events: [adopted(raised, report.nodeId)],
+    };
   });
+}
+
+function adopted({ id, generation, epoch }: VolumeRecord, nodeId: string): ControlEvent {
+  return { type: 'volume.adopted', volume: id, node: nodeId, generation, epoch };
 }
 
 /**
@@ -171,19 +183,34 @@ export async function noteUnclean(
   report: { readonly nodeId: string; readonly volumeId: string; readonly epoch: number },
 ): Promise<void> {
   const { nodeId, volumeId } = report;
-  const marked = await commitRound<VolumeRecord | null>(context.store, async () => {
+  const reason = 'its node lost power';
+  await commitRound(context.store, async () => {
+    const nothing = { changes: [], result: undefined };
     const found = await volumes.get(context.store, volumeId);
     const replica = found?.value.replicas.find((candidate) => candidate.nodeId === nodeId);
-    if (found === null || replica === undefined || replica.state === 'stale') {
-      return { changes: [], result: null };
-    }
+    if (found === null || replica === undefined || replica.state === 'stale') return nothing;
     const stale = markStale(found.value, [nodeId]);
     // Accepted before, and not heard of yet.
-    if (stale === null && (found.value.lossEpoch ?? 0) > report.epoch) return { changes: [], result: null };
+    if (stale === null && (found.value.lossEpoch ?? 0) > report.epoch) return nothing;
     const next = stale ?? acceptLoss(found.value);
-    return { changes: [volumes.replace(volumeId, found.version, next)], result: stale };
+    const lossy = {
+      type: 'replica.lossy',
+      volume: volumeId,
+      node: nodeId,
+      epoch: next.epoch,
+      reason,
+    } as const;
+    return {
+      changes: [volumes.replace(volumeId, found.version, next)],
+      result: undefined,
+      events: [
+        ...(stale === null ? [lossy] : []),
+        ...wentStale(found.value, next, (id) =>
+          id === nodeId ? reason : 'its source lost what was not flushed',
+        ),
+      ],
+    };
   });
-  if (marked !== null) publishStale(context, marked, nodeId, 'its node lost power');
 }
 
 export interface RebuildReport {
@@ -210,15 +237,18 @@ export async function rebuildEnded(context: Context, report: RebuildReport): Pro
     }
     const completed = error === null ? completeRebuild(found.value, report) : null;
     const next = completed ?? markStale(found.value, [nodeId]) ?? found.value;
-    return { changes: [volumes.replace(volumeId, found.version, next)], result: next };
+    const { epoch } = next;
+    return {
+      changes: [volumes.replace(volumeId, found.version, next)],
+      result: next,
+      events:
+        completed === null
+          ? wentStale(found.value, next, () => error ?? 'the source of its rebuild was lost')
+          : [{ type: 'replica.inSync', volume: volumeId, node: nodeId, epoch }],
+    };
   });
   if (volume === null) return;
   const { generation } = volume;
-  const isRebuilt = volume.replicas.some(
-    (replica) => replica.nodeId === nodeId && replica.state === 'inSync',
-  );
-  if (isRebuilt) context.events.publish({ type: 'replica.inSync', volumeId, nodeId, epoch: volume.epoch });
-  else publishStale(context, volume, nodeId, error ?? 'the source of its rebuild was lost');
   await installMembership(context, { volumeId, generation });
 }
 
@@ -281,16 +311,4 @@ function otherWriter(volumeId: string): BlockwireError {
 
 function isChanged(before: VolumeRecord, after: VolumeRecord): boolean {
   return before.generation !== after.generation || before.epoch !== after.epoch;
-}
-
-/** Says that a replica went stale, after the commit that made it so. */
-export function publishStale(context: Context, volume: VolumeRecord, nodeId: string, reason: string): void {
-  context.log.warn({ volumeId: volume.id, nodeId, reason }, 'a replica is stale');
-  context.events.publish({
-    type: 'replica.stale',
-    volumeId: volume.id,
-    nodeId,
-    epoch: volume.epoch,
-    reason,
-  });
 }

@@ -4,6 +4,7 @@ import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
 import { installMembership } from './membership.ts';
 import { type VolumeRecord, volumes } from './records.ts';
+import { wentStale } from './replica-events.ts';
 import { acceptLoss, assertReady, inSyncReplicas, nextGeneration, promoteReplica } from './volume-state.ts';
 
 /**
@@ -17,7 +18,7 @@ export async function promote(
   context: Context,
   target: { readonly volumeId: string; readonly nodeId: string },
 ): Promise<VolumeRecord> {
-  const { store, nodeFleet, events, log } = context;
+  const { store, nodeFleet, log } = context;
   const { volumeId, nodeId } = target;
   if (!(await nodeFleet.waitOnline(nodeId))) {
     throw new BlockwireError('BW_NODE_OFFLINE', `node ${nodeId} is offline`, { details: { node: nodeId } });
@@ -38,10 +39,16 @@ export async function promote(
       );
     }
     const next = nextGeneration(acceptLoss(promoteReplica(found.value, nodeId)));
-    return { changes: [volumes.replace(volumeId, found.version, next)], result: next };
+    return {
+      changes: [volumes.replace(volumeId, found.version, next)],
+      result: next,
+      events: [
+        { type: 'replica.promoted', volume: volumeId, node: nodeId, epoch: next.epoch },
+        ...wentStale(found.value, next, () => 'another replica was promoted'),
+      ],
+    };
   });
   const { epoch, generation } = promoted;
   log.warn({ volumeId, nodeId, epoch }, 'a stale replica was promoted; what it lacks is lost');
-  events.publish({ type: 'replica.promoted', volumeId, nodeId, epoch });
   return installMembership(context, { volumeId, generation });
 }

@@ -177,16 +177,16 @@ export class Rebuilder {
 
   /** One commit begins every rebuild that can begin; null when another writer was let in meanwhile. */
   async #begin(volumeId: string, generation: number, facts: NodeFacts): Promise<VolumeRecord | null> {
-    const { store, events } = this.#context;
+    const { store } = this.#context;
     const found = (await volumes.get(store, volumeId))?.value;
     if (found === undefined) return null;
     const leaving = surplusOf(found, facts).map(({ nodeId }) => nodeId);
     const staying = found.replicas.filter(({ nodeId }) => !leaving.includes(nodeId));
     const prepared = await Promise.all(staying.map((replica) => this.#prepare(found, replica)));
     const ready = staying.filter((_, index) => prepared[index]).map(({ nodeId }) => nodeId);
-    const { volume, begun } = await commitRound(store, async () => {
+    const volume = await commitRound<VolumeRecord | null>(store, async () => {
       const latest = await volumes.get(store, volumeId);
-      const nothing = { changes: [], result: { volume: latest?.value ?? null, begun: [] as string[] } };
+      const nothing = { changes: [], result: latest?.value ?? null };
       if (latest === null || latest.value.generation !== generation) return nothing;
       // What was prepared may be too small by now: the next sweep sees to it.
       if (ready.length === 0 || latest.value.sizeBytes !== found.sizeBytes) return nothing;
@@ -198,11 +198,13 @@ export class Rebuilder {
         next = rebuilding ?? next;
       }
       if (begun.length === 0) return nothing;
-      return { changes: [volumes.replace(volumeId, latest.version, next)], result: { volume: next, begun } };
+      const { epoch } = next;
+      return {
+        changes: [volumes.replace(volumeId, latest.version, next)],
+        result: next,
+        events: begun.map((node) => ({ type: 'replica.rebuilding', volume: volumeId, node, epoch })),
+      };
     });
-    for (const nodeId of begun) {
-      events.publish({ type: 'replica.rebuilding', volumeId, nodeId, epoch: volume!.epoch });
-    }
     return volume?.generation === generation ? volume : null;
   }
 

@@ -8,6 +8,7 @@ import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
 import { installMembership } from './membership.ts';
 import { type VolumeRecord, volumes } from './records.ts';
+import { wentStale } from './replica-events.ts';
 import { resyncOrder } from './resync-order.ts';
 import { inSyncReplicas, markStale } from './volume-state.ts';
 
@@ -75,6 +76,10 @@ async function setAside(context: Context, volume: VolumeRecord, nodeIds: readonl
     const found = await volumes.get(context.store, volume.id);
     if (found?.value.epoch !== volume.epoch) return { changes: [], result: undefined };
     const next = markStale(found.value, nodeIds) ?? found.value;
-    return { changes: [volumes.replace(volume.id, found.version, next)], result: undefined };
+    return {
+      changes: [volumes.replace(volume.id, found.version, next)],
+      result: undefined,
+      events: wentStale(found.value, next, () => 'what a dead writer left could not be reconciled'),
+    };
   });
 }

@@ -96,22 +96,24 @@ export async function freeBytesByNode(context: Context): Promise<NodeSpace[]> {
 
 /** Empties a node, or lets it take replicas again. Safe to repeat. Throws BW_NODE_NOT_FOUND. */
 export async function setDraining(
-  { store, events }: Context,
+  { store }: Context,
   nodeId: string,
   draining: boolean,
 ): Promise<NodeRecord> {
-  const { record, isChanged } = await commitRound(store, async () => {
+  return commitRound(store, async () => {
     const found = await nodes.get(store, nodeId);
     if (found === null) throw new BlockwireError('BW_NODE_NOT_FOUND', `there is no node ${nodeId}`);
     const { value, version } = found;
     if ((value.draining ?? false) === draining) {
-      return { changes: [], result: { record: value, isChanged: false } };
+      return { changes: [], result: value };
     }
     const record: NodeRecord = { ...value, draining };
-    return { changes: [nodes.replace(nodeId, version, record)], result: { record, isChanged: true } };
+    return {
+      changes: [nodes.replace(nodeId, version, record)],
+      result: record,
+      events: [{ type: draining ? 'node.draining' : 'node.kept', node: nodeId }],
+    };
   });
-  if (isChanged) events.publish({ type: draining ? 'node.draining' : 'node.kept', nodeId });
-  return record;
 }
 
 export async function registerAgent(context: Context, agent: AgentRecord): Promise<void> {

@@ -4,7 +4,6 @@
  */
 import { commitRound } from './commit.ts';
 import type { Context } from './context.ts';
-import { publishStale } from './membership.ts';
 import { placeReplicas } from './placement.ts';
 import { claims, nodes, replicaTombstones, type VolumeRecord, volumes } from './records.ts';
 import { freeBytesByNode } from './registry.ts';
@@ -15,6 +14,7 @@ import {
   removeReplica,
   surplusOf,
 } from './replacement-state.ts';
+import { wentStale } from './replica-events.ts';
 import { onlyCopiesOn } from './snapshot-state.ts';
 import { doomReplica, type TombstoneCollector } from './tombstones.ts';
 import { inSyncReplicas, markStale } from './volume-state.ts';
@@ -50,8 +50,8 @@ export async function nodeFacts({ store, nodeFleet, policy }: Context): Promise<
 /** A volume without a writer has nobody who would notice: its replica on a node that is gone is stale from now on. */
 async function noteAbsence(context: Context, volumeId: string, facts: NodeFacts): Promise<void> {
   const { store, nodeFleet } = context;
-  const marked = await commitRound<{ volume: VolumeRecord; nodeIds: string[] } | null>(store, async () => {
-    const nothing = { changes: [], result: null };
+  await commitRound(store, async () => {
+    const nothing = { changes: [], result: undefined };
     const found = await volumes.get(store, volumeId);
     if (found === null || found.value.attachmentId !== null) return nothing;
     const present = found.value.replicas.filter(({ state }) => state !== 'stale');
@@ -61,12 +61,10 @@ async function noteAbsence(context: Context, volumeId: string, facts: NodeFacts)
     if (volume === null || nodeIds.length === 0) return nothing;
     return {
       changes: [volumes.replace(volumeId, found.version, volume)],
-      result: { volume, nodeIds },
+      result: undefined,
+      events: wentStale(found.value, volume, () => 'its node is away for too long'),
     };
   });
-  for (const nodeId of marked?.nodeIds ?? []) {
-    publishStale(context, marked!.volume, nodeId, 'its node is away for too long');
-  }
 }
 
 async function dropSurplus(
@@ -74,54 +72,42 @@ async function dropSurplus(
   tombstones: TombstoneCollector,
   { volumeId, facts, isSettled }: { volumeId: string; facts: NodeFacts; isSettled: boolean },
 ): Promise<void> {
-  const { store, events, log } = context;
-  const dropped = await commitRound<{ volume: VolumeRecord; nodeId: string; isRemoved: boolean } | null>(
-    store,
-    async () => {
-      const nothing = { changes: [], result: null };
-      const found = await volumes.get(store, volumeId);
-      const [surplus] = found === null ? [] : surplusOf(found.value, facts);
-      if (found === null || surplus === undefined) return nothing;
-      const { nodeId, step } = surplus;
-      if (step === 'setAside') {
-        const volume = markStale(found.value, [nodeId]);
-        if (volume === null) return nothing;
-        return {
-          changes: [volumes.replace(volumeId, found.version, volume)],
-          result: { volume, nodeId, isRemoved: false },
-        };
-      }
-      const onlyCopies = onlyCopiesOn(found.value, nodeId);
-      if (onlyCopies.length > 0) {
-        log.debug({ volumeId, nodeId, snapshots: onlyCopies }, 'a replica stays for its snapshots');
-      }
-      if (!isSettled || onlyCopies.length > 0) return nothing;
-      const volume = removeReplica(found.value, nodeId);
+  const { store, log } = context;
+  const removed = await commitRound<string | null>(store, async () => {
+    const nothing = { changes: [], result: null };
+    const found = await volumes.get(store, volumeId);
+    const [surplus] = found === null ? [] : surplusOf(found.value, facts);
+    if (found === null || surplus === undefined) return nothing;
+    const { nodeId, step } = surplus;
+    if (step === 'setAside') {
+      const volume = markStale(found.value, [nodeId]);
+      if (volume === null) return nothing;
       return {
-        changes: [
-          volumes.replace(volumeId, found.version, volume),
-          doomReplica(context, found.value, nodeId),
-        ],
-        result: { volume, nodeId, isRemoved: true },
+        changes: [volumes.replace(volumeId, found.version, volume)],
+        result: null,
+        events: wentStale(found.value, volume, () => 'another replica has taken its place'),
       };
-    },
-  );
-  if (dropped === null) return;
-  const { volume, nodeId, isRemoved } = dropped;
-  if (!isRemoved) {
-    publishStale(context, volume, nodeId, 'another replica has taken its place');
-    return;
-  }
-  log.info({ volumeId, nodeId }, 'a replica is removed');
-  events.publish({ type: 'replica.removed', volumeId, nodeId });
-  void tombstones.collectNode(nodeId);
+    }
+    const onlyCopies = onlyCopiesOn(found.value, nodeId);
+    if (onlyCopies.length > 0) {
+      log.debug({ volumeId, nodeId, snapshots: onlyCopies }, 'a replica stays for its snapshots');
+    }
+    if (!isSettled || onlyCopies.length > 0) return nothing;
+    const volume = removeReplica(found.value, nodeId);
+    return {
+      changes: [volumes.replace(volumeId, found.version, volume), doomReplica(context, found.value, nodeId)],
+      result: nodeId,
+      events: [{ type: 'replica.removed', volume: volumeId, node: nodeId }],
+    };
+  });
+  if (removed !== null) void tombstones.collectNode(removed);
 }
 
 /** One commit adds the replica and claims its space. */
 async function replaceNext(context: Context, volumeId: string, facts: NodeFacts): Promise<void> {
-  const { store, events, nodeFleet } = context;
-  const added = await commitRound<{ nodeId: string; replacedNodeId: string } | null>(store, async () => {
-    const nothing = { changes: [], result: null };
+  const { store, nodeFleet } = context;
+  await commitRound(store, async () => {
+    const nothing = { changes: [], result: undefined };
     const found = await volumes.get(store, volumeId);
     if (found === null) return nothing;
     const replacedNodeId = nextToReplace(found.value, facts);
@@ -138,10 +124,10 @@ async function replaceNext(context: Context, volumeId: string, facts: NodeFacts)
         ),
         claims.replace(chosen, claimVersion, { claimedBytes: claimedBytes + sizeBytes }),
       ],
-      result: { nodeId: chosen, replacedNodeId },
+      result: undefined,
+      events: [{ type: 'replica.replacing', volume: volumeId, node: chosen, replaces: replacedNodeId }],
     };
   });
-  if (added !== null) events.publish({ type: 'replica.replacing', volumeId, ...added });
 }
 
 async function placeFor(

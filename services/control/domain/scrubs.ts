@@ -5,6 +5,7 @@
 import { type BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import { type Context, timestamp } from './context.ts';
+import type { ControlEvent } from './events.ts';
 import { type ScrubbedReplica, type VolumeRecord, volumes } from './records.ts';
 import { resyncOrder } from './resync-order.ts';
 import {
@@ -35,12 +36,11 @@ export class Scrubber {
 
   /** Begins one now. Throws BW_VOLUME_NOT_FOUND and what `beginScrub` throws. */
   async start(volumeId: string): Promise<VolumeRecord> {
-    const { nodeFleet, events } = this.#context;
+    const { nodeFleet } = this.#context;
     const startedAt = timestamp(this.#context);
     const volume = await this.#change(volumeId, (found) =>
       beginScrub(found, { startedAt, isOnline: (nodeId) => nodeFleet.isOnline(nodeId) }),
     );
-    events.publish({ type: 'volume.scrubbing', volumeId });
     void this.#tend(volume);
     return volume;
   }
@@ -49,22 +49,8 @@ export class Scrubber {
   async ended(report: ScrubReport): Promise<void> {
     const { volumeId, nodeId, error } = report;
     const finishedAt = timestamp(this.#context);
-    let isLast = false;
-    const volume = await this.#change(volumeId, (found) => {
-      const next = recordScrub(found, report, finishedAt);
-      isLast = next !== found && runningScrub(next) === null;
-      return next;
-    }).catch(orGone);
+    await this.#change(volumeId, (found) => recordScrub(found, report, finishedAt)).catch(orGone);
     if (error !== null) this.#context.log.warn({ volumeId, nodeId, reason: error }, 'a scrub failed');
-    if (!isLast || volume === null) return;
-    const replicas = volume.scrub?.replicas ?? [];
-    const sum = (of: (replica: ScrubbedReplica) => number): number =>
-      replicas.reduce((total, replica) => total + of(replica), 0);
-    this.#context.events.publish({
-      ...{ type: 'volume.scrubbed', volumeId },
-      mismatchedRegions: sum(({ mismatchedRegions }) => mismatchedRegions),
-      repairedRegions: sum(({ repairedRegions }) => repairedRegions),
-    });
   }
 
   /** A node has lost what it was doing: what was ordered there is ordered again. */
@@ -150,9 +136,21 @@ export class Scrubber {
       if (found === null) throw volumeNotFound(volumeId);
       const next = change(found.value);
       const changes = next === found.value ? [] : [volumes.replace(volumeId, found.version, next)];
-      return { changes, result: next };
+      return { changes, result: next, events: scrubEvents(found.value, next) };
     });
   }
+}
+
+function scrubEvents(before: VolumeRecord, after: VolumeRecord): ControlEvent[] {
+  const [was, is] = [runningScrub(before), runningScrub(after)];
+  if (was === null && is !== null) return [{ type: 'volume.scrubbing', volume: after.id }];
+  if (was === null || is !== null) return [];
+  const replicas = after.scrub?.replicas ?? [];
+  const sum = (of: (replica: ScrubbedReplica) => number): number =>
+    replicas.reduce((total, replica) => total + of(replica), 0);
+  const mismatchedRegions = sum((replica) => replica.mismatchedRegions);
+  const repairedRegions = sum((replica) => replica.repairedRegions);
+  return [{ type: 'volume.scrubbed', volume: after.id, mismatchedRegions, repairedRegions }];
 }
 
 function nodesOf(volume: VolumeRecord): string[] {

@@ -10,6 +10,7 @@
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import { commitRound } from './commit.ts';
 import { type Context, timestamp } from './context.ts';
+import type { ControlEvent } from './events.ts';
 import { reconcile } from './reconcile.ts';
 import {
   type AttachmentRecord,
@@ -19,6 +20,7 @@ import {
   type VolumeRecord,
   volumes,
 } from './records.ts';
+import { wentStale } from './replica-events.ts';
 import {
   beginSnapshot,
   completeSnapshot,
@@ -61,7 +63,6 @@ export class Snapshots {
    * BW_TIMEOUT when it took longer than writes may be held, and a node's error, such as BW_SNAPSHOT_UNSUPPORTED.
    */
   async create(target: Target): Promise<TakenSnapshot> {
-    const { events } = this.#context;
     const { volumeId, name } = target;
     const begun = await this.#change(volumeId, (volume) =>
       beginSnapshot(volume, { name, createdAt: timestamp(this.#context) }),
@@ -72,11 +73,16 @@ export class Snapshots {
         attachment === null
           ? await this.#takeAtRest(begun, name)
           : await this.#takeHeld(begun, name, attachment);
-      const volume = await this.#change(volumeId, (latest) => completeSnapshot(latest, { name, ...taken }));
-      events.publish({ type: 'snapshot.created', volumeId, snapshot: name });
+      const volume = await this.#change(volumeId, (latest) => completeSnapshot(latest, { name, ...taken }), {
+        type: 'snapshot.created',
+        volume: volumeId,
+        snapshot: name,
+      });
       return { volume, snapshot: readySnapshot(volume, name) };
     } catch (thrown) {
-      await this.#change(volumeId, (latest) => doomSnapshot(latest, name)).catch(orGone);
+      await this.#change(volumeId, (latest) => doomSnapshot(latest, name), {
+        ...{ type: 'snapshot.failed', volume: volumeId, snapshot: name },
+      }).catch(orGone);
       void this.#collect(volumeId);
       throw thrown;
     }
@@ -87,16 +93,17 @@ export class Snapshots {
    * BW_VOLUME_NOT_FOUND, BW_SNAPSHOT_NOT_FOUND, BW_CONFLICT while it is being taken.
    */
   async delete({ volumeId, name }: Target): Promise<void> {
-    const { timing, events } = this.#context;
-    await this.#change(volumeId, (volume) => {
+    const { timing } = this.#context;
+    const deleted = { type: 'snapshot.deleted', volume: volumeId, snapshot: name } as const;
+    const doom = (volume: VolumeRecord): VolumeRecord => {
       const found = snapshotsOf(volume).find((snapshot) => snapshot.name === name);
       if (found === undefined || found.state === 'deleting') throw snapshotNotFound(volume, name);
       if (found.state === 'creating') {
         throw new BlockwireError('BW_CONFLICT', `snapshot ${name} is being taken; try again`);
       }
       return doomSnapshot(volume, name);
-    });
-    events.publish({ type: 'snapshot.deleted', volumeId, snapshot: name });
+    };
+    await this.#change(volumeId, doom, deleted);
     const { promise: bound, resolve } = Promise.withResolvers<void>();
     const timer = setTimeout(resolve, timing.deleteReplicaMs);
     await Promise.race([this.#collect(volumeId), bound]);
@@ -238,13 +245,22 @@ export class Snapshots {
     return found.value;
   }
 
-  #change(volumeId: string, change: (volume: VolumeRecord) => VolumeRecord): Promise<VolumeRecord> {
+  #change(
+    volumeId: string,
+    change: (volume: VolumeRecord) => VolumeRecord,
+    ...events: readonly ControlEvent[]
+  ): Promise<VolumeRecord> {
     const { store } = this.#context;
     return commitRound(store, async () => {
       const found = await volumes.get(store, volumeId);
       if (found === null) throw volumeNotFound(volumeId);
       const next = change(found.value);
-      return { changes: [volumes.replace(volumeId, found.version, next)], result: next };
+      const stale = wentStale(found.value, next, () => 'its rebuild ended with the writer');
+      return {
+        changes: [volumes.replace(volumeId, found.version, next)],
+        result: next,
+        events: [...events, ...stale],
+      };
     });
   }
 }

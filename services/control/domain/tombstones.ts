@@ -46,7 +46,7 @@ export class TombstoneCollector {
   /** Deletes the doomed replicas of one node, as far as it is online and willing. Never rejects. */
   collectNode(nodeId: string): Promise<void> {
     return this.#serialised(`node/${nodeId}`, async () => {
-      const { store, nodeFleet, timing, events } = this.#context;
+      const { store, nodeFleet, timing } = this.#context;
       for (const { value: tombstone } of await replicaTombstones.list(store, nodeId)) {
         const { volumeId } = tombstone;
         if (!nodeFleet.isOnline(nodeId)) return;
@@ -57,7 +57,6 @@ export class TombstoneCollector {
             { deadlineMs: timing.deleteReplicaMs },
           );
           await this.#forgetReplica(nodeId, volumeId);
-          events.publish({ type: 'replica.deleted', volumeId, nodeId });
         });
       }
     });
@@ -114,7 +113,11 @@ export class TombstoneCollector {
         const freeBytes = Math.min(node.value.capacityBytes, node.value.freeBytes + sizeBytes);
         changes.push(nodes.replace(nodeId, node.version, { ...node.value, freeBytes }));
       }
-      return { changes, result: undefined };
+      return {
+        changes,
+        result: undefined,
+        events: [{ type: 'replica.deleted', volume: volumeId, node: nodeId }],
+      };
     });
   }
 

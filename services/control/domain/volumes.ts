@@ -52,13 +52,9 @@ export class Volumes {
   async create(request: CreateVolumeRequest): Promise<VolumeRecord> {
     await this.#waitForNodes(request.replicaCount);
     const volume = await this.#reserve(request);
-    const { events } = this.#context;
-    events.publish({ type: 'volume.created', volumeId: volume.id });
     try {
       await this.#createReplicas(volume, request.source);
-      const available = await this.#makeAvailable(volume.id);
-      events.publish({ type: 'volume.available', volumeId: volume.id });
-      return available;
+      return await this.#makeAvailable(volume.id);
     } catch (error) {
       await this.rollBack(volume.id);
       throw error;
@@ -99,9 +95,7 @@ export class Volumes {
     }
     await this.#assertRoom(before, sizeBytes - before.sizeBytes);
     const volume = await this.#grow(before, sizeBytes);
-    const { events, agentFleet, store, timing } = this.#context;
-    if (volume.sizeBytes > before.sizeBytes)
-      events.publish({ type: 'volume.resized', volumeId: id, sizeBytes });
+    const { agentFleet, store, timing } = this.#context;
     const attachment =
       volume.attachmentId === null ? null : await attachments.get(store, volume.attachmentId);
     if (attachment?.value.state === 'attached') {
@@ -153,6 +147,7 @@ export class Volumes {
       return {
         changes: [volumes.create(id, volume), names.create(name, { volumeId: id }), ...claimChanges],
         result: volume,
+        events: [{ type: 'volume.created', volume: id }],
       };
     });
   }
@@ -255,7 +250,11 @@ export class Volumes {
           return claims.replace(nodeId, claim?.version ?? 0, { claimedBytes });
         }),
       );
-      return { changes: [volumes.replace(id, found.version, larger), ...claimChanges], result: larger };
+      return {
+        changes: [volumes.replace(id, found.version, larger), ...claimChanges],
+        result: larger,
+        events: [{ type: 'volume.resized', volume: id, sizeBytes }],
+      };
     });
   }
 
@@ -298,7 +297,11 @@ export class Volumes {
       const found = await volumes.get(store, id);
       if (found === null) throw volumeNotFound(id);
       const available: VolumeRecord = { ...found.value, state: 'available' };
-      return { changes: [volumes.replace(id, found.version, available)], result: available };
+      return {
+        changes: [volumes.replace(id, found.version, available)],
+        result: available,
+        events: [{ type: 'volume.available', volume: id }],
+      };
     });
   }
 
@@ -317,12 +320,12 @@ export class Volumes {
           ...doomReplicas(this.#context, found.value),
         ],
         result: found.value,
+        events: [{ type: 'volume.deleted', volume: id }],
       };
     });
   }
 
   async #collect(volume: VolumeRecord): Promise<void> {
-    this.#context.events.publish({ type: 'volume.deleted', volumeId: volume.id });
     const { promise: bound, resolve } = Promise.withResolvers<void>();
     const timer = setTimeout(resolve, this.#context.timing.deleteReplicaMs);
     const collections = volume.replicas.map(({ nodeId }) => this.#tombstones.collectNode(nodeId));

@@ -22,6 +22,7 @@ import type { Volumes } from '../domain/volumes.ts';
 import type { HttpMetrics } from '../metrics.ts';
 import { attachmentRoutes } from './attachments.ts';
 import { handleClientError, handleError, handleNotFound } from './errors.ts';
+import { eventRoutes } from './events.ts';
 import { nodeRoutes } from './nodes.ts';
 import { snapshotRoutes } from './snapshots.ts';
 import { systemRoutes } from './system.ts';
@@ -68,6 +69,8 @@ export async function buildApp(
     .setNotFoundHandler(handleNotFound);
 
   app.addHook('onResponse', async (request, reply) => {
+    // A stream takes as long as its reader stays.
+    if (reply.getHeader('content-type') === 'text/event-stream') return;
     parts.httpMetrics.observe({
       method: request.method,
       route: request.routeOptions.url ?? 'unknown',
@@ -85,6 +88,7 @@ export async function buildApp(
   snapshotRoutes(app, parts);
   attachmentRoutes(app, parts);
   nodeRoutes(app, parts);
+  eventRoutes(app, parts);
   systemRoutes(app, parts);
   await app.ready();
   return app;

@@ -1,5 +1,6 @@
 /** What REST takes and answers, as schemas: they validate, they give the types, and they are the OpenAPI. */
 import { type Static, Type } from 'typebox';
+import { RecordedEvent } from '../domain/events.ts';
 import {
   AttachmentStateSchema,
   DatapathSchema,
@@ -264,6 +265,37 @@ export const NodeView = Type.Object({
 });
 
 export type NodeView = Static<typeof NodeView>;
+
+export const EventsQuery = Type.Object(
+  {
+    volume: Type.Optional(
+      Type.String({ minLength: 1, description: 'id of a volume: only what concerns it, also after its end' }),
+    ),
+    after: Type.Optional(
+      Type.String({
+        pattern: '^[0-9]{1,15}$',
+        description:
+          'the id of an event: begin with what is kept since then, 0 with all; else with what happens now',
+      }),
+    ),
+  },
+  strict,
+);
+
+export const EventsHeaders = Type.Object({
+  'last-event-id': Type.Optional(
+    Type.String({
+      pattern: '^[0-9]{1,15}$',
+      description: 'as `after`, which it overrides: the id of an event',
+    }),
+  ),
+});
+
+/** The data of one message. */
+export const EventView = Type.Intersect([
+  Type.Object({ id: Type.Integer({ description: 'rises by one with each event' }) }),
+  RecordedEvent,
+]);
 
 export const AgentView = Type.Object({
   id: Type.String(),

@@ -5,6 +5,9 @@ import {
   assertPrefix,
   type Change,
   type CommitResult,
+  EVENTS_KEPT,
+  type EventPage,
+  type JsonValue,
   type MetadataStore,
   type StoredRecord,
 } from './store.ts';
@@ -13,6 +16,9 @@ export class MemoryStore implements MetadataStore {
   /** Values are kept as text, so that no caller shares an object with the store. */
   readonly #records = new Map<string, { version: number; text: string }>();
   #revision = 0;
+  /** The last ones, as text. */
+  readonly #events: string[] = [];
+  #lastEventId = 0;
 
   async get(key: string): Promise<StoredRecord | null> {
     assertKey(key);
@@ -28,8 +34,8 @@ export class MemoryStore implements MetadataStore {
       .map(([key, { version, text }]) => ({ key, version, value: JSON.parse(text) }));
   }
 
-  async commit(changes: readonly Change[]): Promise<CommitResult> {
-    assertChanges(changes);
+  async commit(changes: readonly Change[], events: readonly JsonValue[] = []): Promise<CommitResult> {
+    assertChanges(changes, events);
     const conflicts = changes
       .filter(({ key, expectedVersion }) => (this.#records.get(key)?.version ?? 0) !== expectedVersion)
       .map(({ key }) => key);
@@ -39,7 +45,20 @@ export class MemoryStore implements MetadataStore {
       if (value === undefined) this.#records.delete(key);
       else this.#records.set(key, { version: this.#revision, text: JSON.stringify(value) });
     }
+    for (const event of events) this.#events.push(JSON.stringify(event));
+    this.#lastEventId += events.length;
+    if (this.#events.length > EVENTS_KEPT) this.#events.splice(0, this.#events.length - EVENTS_KEPT);
     return { committed: true, version: this.#revision };
+  }
+
+  async events(afterId: number, countMax: number): Promise<EventPage> {
+    const lastId = this.#lastEventId;
+    const firstId = lastId - this.#events.length + 1;
+    const from = Math.max(0, afterId + 1 - firstId);
+    const events = this.#events
+      .slice(from, from + countMax)
+      .map((text, index) => ({ id: firstId + from + index, value: JSON.parse(text) }));
+    return { events, firstId, lastId };
   }
 
   async close(): Promise<void> {}

@@ -12,27 +12,35 @@ import {
   assertPrefix,
   type Change,
   type CommitResult,
+  EVENTS_KEPT,
+  type EventPage,
+  type JsonValue,
   type MetadataStore,
+  type StoredEvent,
   type StoredRecord,
 } from './store.ts';
 
 /** "BWcp" in the file's header, so that another program's database is never taken for ours. */
 const APPLICATION_ID = 0x42576370;
-const SCHEMA_VERSION = 1;
 
-const SCHEMA = `
+/** From each version of the schema to the next one; the first makes it. */
+const STEPS = [
+  `
   CREATE TABLE record (key TEXT PRIMARY KEY, version INTEGER NOT NULL, value TEXT NOT NULL) WITHOUT ROWID, STRICT;
   CREATE TABLE revision (id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL) STRICT;
   INSERT INTO revision VALUES (1, 0);
   PRAGMA application_id = ${APPLICATION_ID};
-  PRAGMA user_version = ${SCHEMA_VERSION};
-`;
+  `,
+  'CREATE TABLE event (id INTEGER PRIMARY KEY, value TEXT NOT NULL) STRICT;',
+];
+const SCHEMA_VERSION = STEPS.length;
 
 const Row = Type.Object({ key: Type.String(), version: Type.Integer(), value: Type.String() });
+const EventRow = Type.Object({ id: Type.Integer(), value: Type.String() });
 const SQLITE_BUSY = 5;
 
 /**
- * Opens the file, creating it when it does not exist.
+ * Opens the file, creating it when it does not exist; one of an earlier schema is brought up to date.
  * Throws BW_CONFLICT when another process has it open, BW_UNSUPPORTED_HOST when its schema is another
  * version's, BW_IO when it is not a metadata store or cannot be opened.
  */
@@ -68,23 +76,23 @@ function pragma(database: DatabaseSync, name: string): number {
   return Number(database.prepare(`PRAGMA ${name}`).get()?.[name]);
 }
 
+/** The present schema, made or brought up to date in the transaction that is open. */
 function checkSchema(database: DatabaseSync, path: string): void {
   const applicationId = pragma(database, 'application_id');
   const version = pragma(database, 'user_version');
   const tables = Number(database.prepare('SELECT count(*) AS count FROM sqlite_schema').get()?.count);
-  if (applicationId === 0 && version === 0 && tables === 0) {
-    database.exec(SCHEMA);
-    return;
-  }
-  if (applicationId !== APPLICATION_ID) {
+  const isNew = applicationId === 0 && version === 0 && tables === 0;
+  if (!isNew && applicationId !== APPLICATION_ID) {
     throw new BlockwireError('BW_IO', `${path} is a database, but not a metadata store of a control plane`);
   }
-  if (version !== SCHEMA_VERSION) {
+  if (version > SCHEMA_VERSION) {
     throw new BlockwireError(
       'BW_UNSUPPORTED_HOST',
       `${path} has schema version ${version}, this program knows ${SCHEMA_VERSION}; use the matching release`,
     );
   }
+  for (const step of STEPS.slice(version)) database.exec(step);
+  database.exec(`PRAGMA user_version = ${SCHEMA_VERSION}`);
 }
 
 class SqliteStore implements MetadataStore {
@@ -95,6 +103,10 @@ class SqliteStore implements MetadataStore {
   readonly #nextRevision: StatementSync;
   readonly #upsert: StatementSync;
   readonly #delete: StatementSync;
+  readonly #insertEvent: StatementSync;
+  readonly #trimEvents: StatementSync;
+  readonly #selectEvents: StatementSync;
+  readonly #selectEventIds: StatementSync;
 
   constructor(database: DatabaseSync) {
     this.#database = database;
@@ -108,6 +120,12 @@ class SqliteStore implements MetadataStore {
       'INSERT INTO record VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET version = excluded.version, value = excluded.value',
     );
     this.#delete = database.prepare('DELETE FROM record WHERE key = ?');
+    this.#insertEvent = database.prepare('INSERT INTO event (value) VALUES (?) RETURNING id');
+    this.#trimEvents = database.prepare('DELETE FROM event WHERE id <= ?');
+    this.#selectEvents = database.prepare('SELECT id, value FROM event WHERE id > ? ORDER BY id LIMIT ?');
+    this.#selectEventIds = database.prepare(
+      'SELECT (SELECT min(id) FROM event) AS firstId, (SELECT max(id) FROM event) AS lastId',
+    );
   }
 
   async get(key: string): Promise<StoredRecord | null> {
@@ -122,8 +140,15 @@ class SqliteStore implements MetadataStore {
     return this.#selectRange.all(prefix, `${prefix.slice(0, -1)}0`).map(toRecord);
   }
 
-  async commit(changes: readonly Change[]): Promise<CommitResult> {
-    assertChanges(changes);
+  async events(afterId: number, countMax: number): Promise<EventPage> {
+    const ids = this.#selectEventIds.get();
+    const lastId = Number(ids?.lastId ?? 0);
+    const firstId = Number(ids?.firstId ?? lastId + 1);
+    return { events: this.#selectEvents.all(afterId, countMax).map(toEvent), firstId, lastId };
+  }
+
+  async commit(changes: readonly Change[], events: readonly JsonValue[] = []): Promise<CommitResult> {
+    assertChanges(changes, events);
     this.#database.exec('BEGIN IMMEDIATE');
     try {
       const conflicts = changes
@@ -137,6 +162,10 @@ class SqliteStore implements MetadataStore {
       for (const { key, value } of changes) {
         if (value === undefined) this.#delete.run(key);
         else this.#upsert.run(key, version, JSON.stringify(value));
+      }
+      for (const event of events) {
+        const id = Number(this.#insertEvent.get(JSON.stringify(event))?.id);
+        this.#trimEvents.run(id - EVENTS_KEPT);
       }
       this.#database.exec('COMMIT');
       return { committed: true, version };
@@ -155,6 +184,11 @@ class SqliteStore implements MetadataStore {
   #versionOf(key: string): number {
     return Number(this.#selectVersion.get(key)?.version ?? 0);
   }
+}
+
+function toEvent(row: unknown): StoredEvent {
+  const { id, value } = Value.Parse(EventRow, row);
+  return { id, value: JSON.parse(value) };
 }
 
 function toRecord(row: unknown): StoredRecord {

@@ -7,7 +7,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { describe, type TestContext, test } from 'node:test';
 import { MemoryStore } from './memory.ts';
 import { openSqliteStore } from './sqlite.ts';
-import { CHANGES_MAX, type MetadataStore } from './store.ts';
+import { CHANGES_MAX, EVENTS_KEPT, type MetadataStore } from './store.ts';
 
 function scratchFile(t: TestContext): string {
   const directory = mkdtempSync(join(tmpdir(), 'bw-store-'));
@@ -113,6 +113,31 @@ for (const [name, open] of Object.entries(implementations)) {
       assert.deepEqual((await store.get('a/1'))?.value, { list: ['a'] });
     });
 
+    contract('events are there if and only if their commit is, in the order of commits', async (store) => {
+      assert.deepEqual(await store.events(0, 10), { events: [], firstId: 1, lastId: 0 });
+      await store.commit([{ key: 'a/1', expectedVersion: 0, value: 1 }], ['first', { second: 2 }]);
+      const refused = await store.commit([{ key: 'a/1', expectedVersion: 0, value: 2 }], ['never']);
+      assert.equal(refused.committed, false);
+      await store.commit([], ['third']);
+      const events = [
+        { id: 1, value: 'first' },
+        { id: 2, value: { second: 2 } },
+        { id: 3, value: 'third' },
+      ];
+      assert.deepEqual(await store.events(0, 10), { events, firstId: 1, lastId: 3 });
+      assert.deepEqual((await store.events(1, 1)).events, [events[1]]);
+      assert.deepEqual((await store.events(3, 10)).events, []);
+    });
+
+    contract('the last events are kept, and their ids go on', async (store) => {
+      const batch = Array.from({ length: CHANGES_MAX }, () => 'event');
+      for (let count = 0; count < EVENTS_KEPT + 1; count += CHANGES_MAX) await store.commit([], batch);
+      const { firstId, lastId } = await store.events(0, 0);
+      assert.equal(lastId, Math.ceil((EVENTS_KEPT + 1) / CHANGES_MAX) * CHANGES_MAX);
+      assert.equal(lastId - firstId + 1, EVENTS_KEPT);
+      assert.equal((await store.events(0, 1)).events[0]?.id, firstId);
+    });
+
     contract('what breaks the rules of keys or bounds is refused', async (store) => {
       const change = { key: 'a/1', expectedVersion: 0, value: 1 };
       await assert.rejects(store.get('no slash'), { code: 'BW_INTERNAL' });
@@ -121,6 +146,8 @@ for (const [name, open] of Object.entries(implementations)) {
       await assert.rejects(store.commit([change, change]), { code: 'BW_INTERNAL' });
       const many = Array.from({ length: CHANGES_MAX + 1 }, (_, index) => ({ ...change, key: `a/${index}` }));
       await assert.rejects(store.commit(many), { code: 'BW_INTERNAL' });
+      const events = many.map(({ key }) => key);
+      await assert.rejects(store.commit([change], events), { code: 'BW_INTERNAL' });
       assert.deepEqual(await store.list('a/'), []);
     });
   });
@@ -145,6 +172,23 @@ describe('metadata store: the SQLite file', () => {
     assert.throws(() => openSqliteStore(path), { code: 'BW_CONFLICT' });
     await store.close();
     await openSqliteStore(path).close();
+  });
+
+  test('a file without events, of the first schema, is brought up to date with all its records', async (t) => {
+    const path = scratchFile(t);
+    let store = openSqliteStore(path);
+    await store.commit([{ key: 'a/1', expectedVersion: 0, value: 'kept' }]);
+    await store.close();
+    const database = new DatabaseSync(path);
+    database.exec('DROP TABLE event; PRAGMA user_version = 1');
+    database.close();
+    store = openSqliteStore(path);
+    assert.equal((await store.get('a/1'))?.value, 'kept');
+    await store.commit([], ['first']);
+    await store.close();
+    store = openSqliteStore(path);
+    t.after(() => store.close());
+    assert.equal((await store.events(0, 10)).lastId, 1);
   });
 
   test('a file of another schema version or another program is refused and left alone', async (t) => {

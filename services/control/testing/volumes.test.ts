@@ -269,6 +269,7 @@ test('the service describes and measures itself', async (t) => {
     '/v1/agents',
     '/v1/attachments',
     '/v1/attachments/{id}',
+    '/v1/events',
     '/v1/nodes',
     '/v1/nodes/{id}/drain',
     '/v1/volumes',
