@@ -1,15 +1,21 @@
 /** Attachments: which agent has which volume as a device. One writer a volume. */
 import { BlockwireError, type ErrorCode, toBlockwireError } from '@blockwire/shared/errors.ts';
-import type { Change } from '../store/store.ts';
-import { commitRound } from './commit.ts';
-import { type AttachAction, type Context, type DeviceReport, timestamp } from './context.ts';
-import type { ControlEvent } from './events.ts';
+import {
+  attachmentNotFound,
+  beginDetach,
+  changeAttachment,
+  noteServed,
+  removeAttachment,
+  reserve,
+  restoreAttachment,
+  resumeAttachment,
+} from './attachment-commits.ts';
+import type { AttachAction, Context, DeviceReport } from './context.ts';
 import { installMembership, membershipOf } from './membership.ts';
 import { reconcile } from './reconcile.ts';
 import {
   type AgentRecord,
   type AttachmentRecord,
-  type AttachmentState,
   attachments,
   type Datapath,
   DEFAULT_DEVICE_OPTIONS,
@@ -18,10 +24,9 @@ import {
   type VolumeRecord,
   volumes,
 } from './records.ts';
-import { agentOffline, chooseAgent } from './registry.ts';
-import { wentStale } from './replica-events.ts';
-import { doomDevice, type TombstoneCollector } from './tombstones.ts';
-import { beginAttachment, endAttachment, inSyncReplicas, inUse, nextGeneration } from './volume-state.ts';
+import { chooseAgent } from './registry.ts';
+import type { TombstoneCollector } from './tombstones.ts';
+import { inUse } from './volume-state.ts';
 import { volumeNotFound } from './volumes.ts';
 
 /** After these the command may still be carried out, or have been: the device's fate is unknown. */
@@ -43,8 +48,6 @@ export interface AttachRequest {
   readonly force?: boolean;
 }
 
-type AttachmentEvent = Extract<ControlEvent, { attachment: string }>;
-
 /** How a device's I/O fares, as its agent said last. */
 export type IoState = 'ok' | 'waiting' | 'failing' | 'recovering' | 'unknown';
 
@@ -54,6 +57,7 @@ export class Attachments {
   readonly #reconciles: boolean;
   /** Attachments that this process is making: others that are not made yet were begun by one that may be gone. */
   readonly #making = new Set<string>();
+  readonly #isMaking = (id: string): boolean => this.#making.has(id);
   /** By agent: what its last heartbeat said of each attachment. Not stored: it is true only now. */
   readonly #io = new Map<string, ReadonlyMap<string, IoState>>();
 
@@ -107,7 +111,9 @@ export class Attachments {
   async detach(id: string, options: { readonly force: boolean }): Promise<void> {
     const { force } = options;
     const { agentFleet, timing } = this.#context;
-    const { agentId, volumeId, state } = await this.#beginDetach(id, force);
+    const { agentId, volumeId, state } = await beginDetach(this.#context, id, {
+      ...{ force, isMaking: this.#isMaking },
+    });
     if (state === 'lost') {
       await this.#remove(id, { confirmed: true });
       return;
@@ -121,7 +127,7 @@ export class Attachments {
     } catch (thrown) {
       const error = toBlockwireError(thrown);
       if (!force) {
-        await this.#restore(id);
+        await restoreAttachment(this.#context, id);
         throw error;
       }
       this.#context.log.warn({ id, agentId, code: error.code, reason: error.message }, 'detached by force');
@@ -149,20 +155,7 @@ export class Attachments {
     for (const { value: record } of known) {
       if (record.agentId !== agentId) continue;
       const served = devices.find(({ attachmentId }) => attachmentId === record.id) ?? null;
-      const isNewlyLost = await commitRound(store, async () => {
-        const found = await attachments.get(store, record.id);
-        const next = found === null ? null : reconciled(found.value, served);
-        if (found === null || next === null) return { changes: [], result: false };
-        const type = next.state === 'lost' ? 'attachment.lost' : 'volume.attached';
-        return {
-          changes: [attachments.replace(record.id, found.version, next)],
-          result: next.state === 'lost',
-          events: next.state === found.value.state ? [] : [attachmentEvent(type, next)],
-        };
-      });
-      if (isNewlyLost) {
-        log.warn({ attachmentId: record.id, agentId }, 'the agent came back without the device');
-      }
+      await noteServed(this.#context, record.id, served);
     }
   }
 
@@ -174,35 +167,12 @@ export class Attachments {
    * or taken away, and what installMembership throws.
    */
   async resume(request: { readonly agentId: string; readonly id: string }): Promise<AttachAction> {
-    const { store } = this.#context;
-    const { id, agentId } = request;
-    const { record, generation } = await commitRound(store, async () => {
-      const found = await attachments.get(store, id);
-      if (found === null || found.value.agentId !== agentId) throw attachmentNotFound(id);
-      const { state, volumeId } = found.value;
-      const volume = await volumes.get(store, volumeId);
-      if (volume?.value.attachmentId !== id) throw attachmentNotFound(id);
-      if (state === 'attaching' || state === 'detaching') {
-        throw new BlockwireError('BW_CONFLICT', `attachment ${id} is ${state}; try again`);
-      }
-      const next = nextGeneration(volume.value);
-      const { generation } = next;
-      return {
-        changes: [
-          volumes.replace(volumeId, volume.version, next),
-          attachments.replace(id, found.version, { ...found.value, generation }),
-        ],
-        result: { record: found.value, generation },
-        events: [
-          attachmentEvent('attachment.resumed', found.value),
-          ...wentStale(volume.value, next, () => 'its rebuild ended with the writer'),
-        ],
-      };
-    });
-    const volume = await this.#admitWriter({ volumeId: record.volumeId, generation });
+    const record = await resumeAttachment(this.#context, request);
+    const { volumeId, generation } = record;
+    const volume = await this.#admitWriter({ volumeId, generation });
     return {
       kind: 'attach',
-      attachmentId: id,
+      attachmentId: record.id,
       membership: await membershipOf(this.#context, volume),
       sizeBytes: volume.sizeBytes,
       datapath: 'auto',
@@ -226,7 +196,7 @@ export class Attachments {
   async recover(): Promise<void> {
     for (const { id, state } of await this.list()) {
       if (state === 'attaching') await this.#remove(id, { confirmed: false });
-      if (state === 'detaching') await this.#restore(id);
+      if (state === 'detaching') await restoreAttachment(this.#context, id);
     }
   }
 
@@ -263,7 +233,7 @@ export class Attachments {
       if (device === null) {
         throw new BlockwireError('BW_ATTACH_FAILED', `agent ${agent.id} answered without a device`);
       }
-      return await this.#change(request.id, (record) => ({
+      return await changeAttachment(this.#context, request.id, (record) => ({
         ...record,
         state: 'attached',
         device: device.device,
@@ -284,7 +254,8 @@ export class Attachments {
 
   /** The volume reserved; an agent that had it is told to remove its device. */
   async #takeOver(request: AttachRequest, agentId: string): Promise<VolumeRecord> {
-    const { volume, taken } = await this.#reserve(request, agentId);
+    const reservation = { ...request, agentId, force: request.force ?? false };
+    const { volume, taken } = await reserve(this.#context, reservation, this.#isMaking);
     if (taken === null) return volume;
     const removal = this.#tombstones.collectAgent(taken.agentId);
     // On the same host the old device goes before the new one comes; another host may be past answering.
@@ -292,155 +263,10 @@ export class Attachments {
     return volume;
   }
 
-  /** One commit makes the attachment, raises the generation and marks what cannot be reached stale. */
-  async #reserve(
-    request: AttachRequest,
-    agentId: string,
-  ): Promise<{ readonly volume: VolumeRecord; readonly taken: AttachmentRecord | null }> {
-    const { store, nodeFleet } = this.#context;
-    const { id, volumeId, datapath, options, force = false } = request;
-    const before = await volumes.get(store, volumeId);
-    const members = before === null ? [] : inSyncReplicas(before.value);
-    await Promise.all(members.map(({ nodeId }) => nodeFleet.waitOnline(nodeId)));
-    return commitRound(store, async () => {
-      const found = await volumes.get(store, volumeId);
-      if (found === null) throw volumeNotFound(volumeId);
-      const unreachableNodeIds = inSyncReplicas(found.value)
-        .map(({ nodeId }) => nodeId)
-        .filter((nodeId) => !nodeFleet.isOnline(nodeId));
-      const taken = force ? await this.#attachmentToTake(found.value) : null;
-      const free = taken === null ? found.value : endAttachment(found.value, taken.record.id);
-      const volume = beginAttachment(free, { attachmentId: id, unreachableNodeIds });
-      const record: AttachmentRecord = {
-        id,
-        volumeId,
-        agentId,
-        state: 'attaching',
-        device: null,
-        datapath,
-        options,
-        generation: volume.generation,
-        createdAt: timestamp(this.#context),
-      };
-      return {
-        changes: [
-          volumes.replace(volumeId, found.version, volume),
-          attachments.create(id, record),
-          ...(taken?.changes ?? []),
-        ],
-        result: { volume, taken: taken?.record ?? null },
-        events: [
-          ...(taken === null ? [] : [attachmentEvent('attachment.taken', taken.record)]),
-          attachmentEvent('volume.attaching', record),
-          ...wentStale(found.value, volume, (node) =>
-            unreachableNodeIds.includes(node)
-              ? `node ${node} is offline`
-              : 'its rebuild ended with the writer',
-          ),
-        ],
-      };
-    });
-  }
-
-  /** The attachment that a forced attach ends, and the changes that do it; null when there is none. */
-  async #attachmentToTake(
-    volume: VolumeRecord,
-  ): Promise<{ readonly record: AttachmentRecord; readonly changes: readonly Change[] } | null> {
-    if (volume.attachmentId === null) return null;
-    const found = await attachments.get(this.#context.store, volume.attachmentId);
-    if (found === null) return null;
-    const { id, agentId, volumeId, state } = found.value;
-    if (state === 'attaching' && this.#making.has(id)) {
-      throw new BlockwireError('BW_CONFLICT', `attachment ${id} is still being made; try again`);
-    }
-    const changes = [attachments.remove(id, found.version)];
-    // What is lost has no device, as its agent said.
-    if (state !== 'lost') changes.push(doomDevice(this.#context, { agentId, attachmentId: id, volumeId }));
-    return { record: found.value, changes };
-  }
-
-  /** The attachment as it was, now detaching unless it is lost. */
-  #beginDetach(id: string, force: boolean): Promise<AttachmentRecord> {
-    const { store, agentFleet } = this.#context;
-    return commitRound(store, async () => {
-      const found = await attachments.get(store, id);
-      if (found === null) throw attachmentNotFound(id);
-      const record = found.value;
-      if (record.state === 'attaching' && (!force || this.#making.has(id))) {
-        throw new BlockwireError('BW_CONFLICT', `attachment ${id} is still being made; try again`);
-      }
-      if (record.state === 'lost') return { changes: [], result: record };
-      if (!force && !(await agentFleet.waitOnline(record.agentId))) throw agentOffline(record.agentId);
-      if (record.state === 'detaching') return { changes: [], result: record };
-      return {
-        changes: [attachments.replace(id, found.version, { ...record, state: 'detaching' })],
-        result: record,
-        events: [attachmentEvent('volume.detaching', record)],
-      };
-    });
-  }
-
-  async #restore(id: string): Promise<void> {
-    await this.#change(id, (record) =>
-      record.state === 'detaching' ? { ...record, state: 'attached' } : record,
-    ).catch((error: BlockwireError) => {
-      if (error.code !== 'BW_ATTACHMENT_NOT_FOUND') throw error;
-    });
-  }
-
-  /** Frees the volume. Without the agent's word a tombstone sees to the device that may be there. */
   async #remove(id: string, options: { readonly confirmed: boolean }): Promise<void> {
-    const { store } = this.#context;
-    const removed = await commitRound(store, async () => {
-      const found = await attachments.get(store, id);
-      if (found === null) return { changes: [], result: null };
-      const { volumeId, agentId } = found.value;
-      const changes: Change[] = [attachments.remove(id, found.version)];
-      const volume = await volumes.get(store, volumeId);
-      if (volume !== null) {
-        changes.push(volumes.replace(volumeId, volume.version, endAttachment(volume.value, id)));
-      }
-      const doomed = await deviceTombstones.get(store, agentId, id);
-      if (!options.confirmed && doomed === null) {
-        changes.push(doomDevice(this.#context, { agentId, attachmentId: id, volumeId }));
-      }
-      return { changes, result: found.value, events: [attachmentEvent('volume.detached', found.value)] };
-    });
+    const removed = await removeAttachment(this.#context, id, options);
     if (removed !== null && !options.confirmed) void this.#tombstones.collectAgent(removed.agentId);
   }
-
-  #change(id: string, change: (record: AttachmentRecord) => AttachmentRecord): Promise<AttachmentRecord> {
-    const { store } = this.#context;
-    return commitRound(store, async () => {
-      const found = await attachments.get(store, id);
-      if (found === null) throw attachmentNotFound(id);
-      const next = change(found.value);
-      const isAttached = next.state === 'attached' && found.value.state !== 'attached';
-      return {
-        changes: [attachments.replace(id, found.version, next)],
-        result: next,
-        events: isAttached ? [attachmentEvent('volume.attached', next)] : [],
-      };
-    });
-  }
-}
-
-function attachmentEvent(
-  type: AttachmentEvent['type'],
-  { id: attachment, volumeId: volume, agentId: agent }: AttachmentRecord,
-): AttachmentEvent {
-  return { type, volume, agent, attachment };
-}
-
-/** What an agent's list of devices makes of an attachment; null when nothing changes. */
-export function reconciled(record: AttachmentRecord, served: DeviceReport | null): AttachmentRecord | null {
-  // While it attaches, the command's own outcome decides.
-  if (record.state === 'attaching') return null;
-  if (served === null) return record.state === 'lost' ? null : { ...record, state: 'lost' };
-  const state: AttachmentState = record.state === 'lost' ? 'attached' : record.state;
-  const { device, datapath } = served;
-  const isSame = state === record.state && device === record.device && datapath === record.datapath;
-  return isSame ? null : { ...record, state, device, datapath };
 }
 
 function assertDatapath(agent: AgentRecord, datapath: Datapath): void {
@@ -450,10 +276,4 @@ function assertDatapath(agent: AgentRecord, datapath: Datapath): void {
     `agent ${agent.id} has no ${datapath} mode; it offers: ${agent.datapaths.join(', ') || 'none'}`,
     { details: { agent: agent.id, datapaths: agent.datapaths } },
   );
-}
-
-function attachmentNotFound(id: string): BlockwireError {
-  return new BlockwireError('BW_ATTACHMENT_NOT_FOUND', `there is no attachment ${id}`, {
-    details: { attachment: id },
-  });
 }

@@ -45,31 +45,21 @@ export function nodeRoutes(app: RestApp, { context, rebuilder }: ControlParts): 
     async () => views((await nodes.list(store)).map(({ value }) => value)),
   );
 
-  app.post(
-    '/v1/nodes/:id/drain',
-    {
+  const drains = [
+    ['POST', true, 'Empty a node: each of its replicas goes once another node has a new one in sync'],
+    ['DELETE', false, 'Let a node keep its replicas, and take new ones again'],
+  ] as const;
+  for (const [method, draining, summary] of drains) {
+    app.route({
+      method,
+      url: '/v1/nodes/:id/drain',
       schema: {
-        tags: ['nodes'],
-        summary: 'Empty a node: each of its replicas goes once another node has a new one in sync',
-        params: IdParams,
+        ...{ tags: ['nodes'], summary, params: IdParams },
         response: { 200: NodeView, '4xx': ErrorBody, '5xx': ErrorBody },
       },
-    },
-    (request) => drain(request.params.id, true),
-  );
-
-  app.delete(
-    '/v1/nodes/:id/drain',
-    {
-      schema: {
-        tags: ['nodes'],
-        summary: 'Let a node keep its replicas, and take new ones again',
-        params: IdParams,
-        response: { 200: NodeView, '4xx': ErrorBody, '5xx': ErrorBody },
-      },
-    },
-    (request) => drain(request.params.id, false),
-  );
+      handler: (request) => drain(request.params.id, draining),
+    });
+  }
 
   app.get(
     '/v1/agents',
