@@ -4,25 +4,21 @@
  *
  *   read ─▶ pull (main thread) ─▶ range acquired, regions marked ─▶ what is not fresh: write · punch · merge ─▶ … ─▶ flush
  *
- * A copy is a client of the engine like a connection, only without a socket: its slots and memory come from the same
- * admission, so that clients are not starved by it, and one chunk at a time is at work while there are requests.
+ * A copy is a client of the engine like a connection (local-requests.ts); one chunk at a time is at work while there are requests.
  */
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import type { CopyOrder, FromWorker, PulledChunk } from '../data/messages.ts';
 import { COPY_CHUNK_BYTES, COPY_CHUNKS } from '../data/messages.ts';
 import type { ByteRange } from '../replication/fresh.ts';
 import { planRebuild, planReconcile, Resync } from '../replication/resync.ts';
-import type { Admission } from './admission.ts';
-import { blockOf, spanOf } from './block-math.ts';
+import { blockOf } from './block-math.ts';
 import { UNIT_BYTES } from './buffer-pool.ts';
 import type { Connection, LocalClient } from './connection.ts';
-import type { ConnectionTable } from './connection-table.ts';
 import { BLOCK_MERGE, BLOCK_PUNCH, nextRun, planCopy } from './copy-plan.ts';
 import type { CopySteps, Engine } from './engine.ts';
 import { CMD_COPY, STEP_COPY_READ } from './file-operations.ts';
-import type { NodeMemory } from './node-io.ts';
+import type { LocalRequests } from './local-requests.ts';
 import { Pacer } from './pacer.ts';
-import type { RequestMemory } from './request-memory.ts';
 import { NO_SLOT, type Slots } from './slots.ts';
 import type { Volume } from './volume.ts';
 
@@ -64,11 +60,9 @@ export interface CopierHost {
 }
 
 export class Copier implements LocalClient {
+  readonly #local: LocalRequests;
   readonly #slots: Slots;
-  readonly #memory: RequestMemory;
-  readonly #admission: Admission;
   readonly #engine: Engine;
-  readonly #connections: ConnectionTable;
   readonly #bytes: Uint8Array;
   readonly #host: CopierHost;
   readonly #post: (message: FromWorker) => void;
@@ -83,21 +77,14 @@ export class Copier implements LocalClient {
   };
 
   constructor(parts: {
-    slots: Slots;
-    memory: RequestMemory;
-    admission: Admission;
-    engine: Engine;
-    connections: ConnectionTable;
-    nodeMemory: NodeMemory;
+    local: LocalRequests;
     host: CopierHost;
     post: (message: FromWorker) => void;
   }) {
-    this.#slots = parts.slots;
-    this.#memory = parts.memory;
-    this.#admission = parts.admission;
-    this.#engine = parts.engine;
-    this.#connections = parts.connections;
-    this.#bytes = parts.nodeMemory.bytes;
+    this.#local = parts.local;
+    this.#slots = parts.local.slots;
+    this.#engine = parts.local.engine;
+    this.#bytes = parts.local.bytes;
     this.#host = parts.host;
     this.#post = parts.post;
   }
@@ -108,13 +95,11 @@ export class Copier implements LocalClient {
 
   /** Begins a copy; answered by `copied` when nothing of it is at work any more. */
   start(order: CopyOrder, volume: Volume): void {
-    const connection = this.#connections.admitLocal(this);
+    const connection = this.#local.enter(this, volume);
     if (connection === null) {
       this.#post({ type: 'copied', request: order.request, error: 'too many copies at once' });
       return;
     }
-    connection.volume = volume;
-    volume.copies++;
     const { table } = volume.integrity;
     const regions =
       order.what === 'rebuild'
@@ -176,7 +161,7 @@ export class Copier implements LocalClient {
     for (const copy of this.#copies.values()) {
       if (copy.connection !== connection) continue;
       for (;;) {
-        const slot = connection.done.shift(this.#slots);
+        const slot = this.#local.nextEnded(connection);
         if (slot === NO_SLOT) break;
         this.#finished(copy, slot);
       }
@@ -237,21 +222,16 @@ export class Copier implements LocalClient {
     for (;;) {
       const chunk = copy.toWrite[0];
       if (chunk === undefined) return;
-      const slot = this.#admission.take(copy.connection, spanOf(chunk.offset, chunk.length), true);
+      const { offset, length } = chunk;
+      const request = { type: CMD_COPY, flags: 0, offset, length, withScratch: true };
+      const slot = this.#local.take(copy.connection, request);
       if (slot === NO_SLOT) return;
       copy.toWrite.shift();
       this.#slotCount++;
       chunk.slot = slot;
       this.#chunkOfSlot.set(slot, { copy, chunk });
-      const at = this.#slots.buffer[slot]!;
       const from = chunk.index * COPY_CHUNK_BYTES;
-      this.#bytes.set(copy.window.subarray(from, from + chunk.length), at);
-      // The volume's last block may be cut.
-      this.#bytes.fill(0, at + chunk.length, at + spanOf(chunk.offset, chunk.length));
-      this.#slots.type[slot] = CMD_COPY;
-      this.#slots.flags[slot] = 0;
-      this.#slots.offset[slot] = chunk.offset;
-      this.#slots.length[slot] = chunk.length;
+      this.#local.fill(slot, copy.window.subarray(from, from + length));
       this.#engine.start(slot);
     }
   }
@@ -295,20 +275,19 @@ export class Copier implements LocalClient {
   }
 
   #flush(copy: Copy): void {
-    const slot = this.#admission.take(copy.connection, 0, false);
+    const request = { type: nbd.NBD_CMD_FLUSH, flags: 0, offset: 0, length: 0, withScratch: false };
+    const slot = this.#local.take(copy.connection, request);
     if (slot === NO_SLOT) return;
     copy.wantsFlush = false;
     copy.flushSlot = slot;
     this.#slotCount++;
-    this.#slots.type[slot] = nbd.NBD_CMD_FLUSH;
-    this.#slots.flags[slot] = 0;
     this.#engine.start(slot);
   }
 
   #finished(copy: Copy, slot: number): void {
     const errno = this.#slots.error[slot]!;
     const error = errno === nbd.NBD_OK ? null : `writing failed with NBD error ${errno}`;
-    this.#memory.give(slot, copy.connection);
+    this.#local.give(slot, copy.connection);
     this.#slotCount--;
     if (slot === copy.flushSlot) {
       copy.flushSlot = NO_SLOT;
@@ -331,8 +310,7 @@ export class Copier implements LocalClient {
     }
     const { connection, volume, order, outcome } = copy;
     if (copy.activeCount > 0 || connection.inFlight > 0 || !this.#copies.delete(order.request)) return;
-    volume.copies--;
-    this.#connections.releaseLocal(connection);
+    this.#local.leave(connection, volume);
     this.#post({ type: 'copied', request: order.request, error: outcome.error });
   }
 
@@ -343,7 +321,7 @@ export class Copier implements LocalClient {
     for (const chunk of copy.chunks) if (chunk?.isPulling) this.#forget(copy, chunk);
     this.#engine.dropWaiting(copy.connection);
     // What is at work runs to its end; then it is answered.
-    this.#connections.touch(copy.connection);
+    this.#local.connections.touch(copy.connection);
   }
 
   #forget(copy: Copy, chunk: Chunk): void {

@@ -1,14 +1,10 @@
 /** Reads of the main thread (scrub): through the engine like a client's, so that checksums are verified and damage is told. */
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import type { FromWorker, PeekOrder } from '../data/messages.ts';
-import type { Admission } from './admission.ts';
-import { spanOf } from './block-math.ts';
 import type { Connection, LocalClient } from './connection.ts';
-import type { ConnectionTable } from './connection-table.ts';
 import { EIO } from './disk-errors.ts';
 import type { Engine } from './engine.ts';
-import type { NodeMemory } from './node-io.ts';
-import type { RequestMemory } from './request-memory.ts';
+import type { LocalRequests } from './local-requests.ts';
 import { NO_SLOT, type Slots } from './slots.ts';
 import type { Volume } from './volume.ts';
 
@@ -20,30 +16,21 @@ interface Peek {
 
 export class Peeker implements LocalClient {
   readonly steps = null;
+  readonly #local: LocalRequests;
   readonly #slots: Slots;
-  readonly #memory: RequestMemory;
-  readonly #admission: Admission;
   readonly #engine: Engine;
-  readonly #connections: ConnectionTable;
   readonly #bytes: Uint8Array;
   readonly #post: (message: FromWorker) => void;
   readonly #peeks = new Map<Connection, Peek>();
 
   constructor(parts: {
-    slots: Slots;
-    memory: RequestMemory;
-    admission: Admission;
-    engine: Engine;
-    connections: ConnectionTable;
-    nodeMemory: NodeMemory;
+    local: LocalRequests;
     post: (message: FromWorker) => void;
   }) {
-    this.#slots = parts.slots;
-    this.#memory = parts.memory;
-    this.#admission = parts.admission;
-    this.#engine = parts.engine;
-    this.#connections = parts.connections;
-    this.#bytes = parts.nodeMemory.bytes;
+    this.#local = parts.local;
+    this.#slots = parts.local.slots;
+    this.#engine = parts.local.engine;
+    this.#bytes = parts.local.bytes;
     this.#post = parts.post;
   }
 
@@ -53,34 +40,28 @@ export class Peeker implements LocalClient {
 
   /** Answered by `done`, with the bytes in the order's memory. */
   start(order: PeekOrder, volume: Volume): void {
-    const connection = this.#connections.admitLocal(this);
+    const connection = this.#local.enter(this, volume);
     if (connection === null) {
       this.#post({ type: 'done', request: order.request, errno: EIO });
       return;
     }
-    connection.volume = volume;
-    volume.copies++;
     this.#peeks.set(connection, { order, volume, begun: false });
     this.serve(connection);
   }
 
   serve(connection: Connection): void {
     const peek = this.#peeks.get(connection)!;
-    const slot = connection.done.shift(this.#slots);
+    const slot = this.#local.nextEnded(connection);
     if (slot !== NO_SLOT) this.#finish(connection, peek, slot);
     else if (!peek.begun) this.#begin(connection, peek);
   }
 
   #begin(connection: Connection, peek: Peek): void {
     const { offset, length, isAlone } = peek.order;
-    const slot = this.#admission.take(connection, spanOf(offset, length), false);
+    const request = { type: nbd.NBD_CMD_READ, flags: 0, offset, length, withScratch: false };
+    const slot = this.#local.take(connection, request);
     if (slot === NO_SLOT) return;
     peek.begun = true;
-    const slots = this.#slots;
-    slots.type[slot] = nbd.NBD_CMD_READ;
-    slots.flags[slot] = 0;
-    slots.offset[slot] = offset;
-    slots.length[slot] = length;
     if (isAlone) this.#engine.readAlone(slot);
     else this.#engine.start(slot);
   }
@@ -90,10 +71,9 @@ export class Peeker implements LocalClient {
     const at = this.#slots.buffer[slot]!;
     const errno = this.#slots.error[slot]!;
     new Uint8Array(order.window).set(this.#bytes.subarray(at, at + length));
-    this.#memory.give(slot, connection);
+    this.#local.give(slot, connection);
     this.#peeks.delete(connection);
-    this.#connections.releaseLocal(connection);
-    volume.copies--;
+    this.#local.leave(connection, volume);
     this.#post({ type: 'done', request, errno });
   }
 }

@@ -12,16 +12,13 @@ import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import { COPY_CHUNK_BYTES, type CopyOrder, type FromWorker, type PulledChunk } from '../data/messages.ts';
 import { Repair } from '../replication/repair.ts';
 import { REGION_SIZE_BYTES } from '../store/region-table.ts';
-import type { Admission } from './admission.ts';
-import { blockOf, spanOf } from './block-math.ts';
+import { blockOf } from './block-math.ts';
 import { UNIT_BYTES } from './buffer-pool.ts';
 import type { Connection, LocalClient } from './connection.ts';
-import type { ConnectionTable } from './connection-table.ts';
 import { EBADMSG } from './disk-errors.ts';
 import type { CopySteps, Engine } from './engine.ts';
 import { CMD_COPY, STEP_COPY_READ } from './file-operations.ts';
-import type { NodeMemory } from './node-io.ts';
-import type { RequestMemory } from './request-memory.ts';
+import type { LocalRequests } from './local-requests.ts';
 import { NO_SLOT, type Slots } from './slots.ts';
 import type { Volume } from './volume.ts';
 
@@ -61,12 +58,9 @@ export interface RepairerHost {
 }
 
 export class Repairer implements LocalClient {
+  readonly #local: LocalRequests;
   readonly #slots: Slots;
-  readonly #memory: RequestMemory;
-  readonly #admission: Admission;
   readonly #engine: Engine;
-  readonly #connections: ConnectionTable;
-  readonly #bytes: Uint8Array;
   readonly #host: RepairerHost;
   readonly #post: (message: FromWorker) => void;
   readonly #jobs = new Map<Connection, Job>();
@@ -77,21 +71,13 @@ export class Repairer implements LocalClient {
   };
 
   constructor(parts: {
-    slots: Slots;
-    memory: RequestMemory;
-    admission: Admission;
-    engine: Engine;
-    connections: ConnectionTable;
-    nodeMemory: NodeMemory;
+    local: LocalRequests;
     host: RepairerHost;
     post: (message: FromWorker) => void;
   }) {
-    this.#slots = parts.slots;
-    this.#memory = parts.memory;
-    this.#admission = parts.admission;
-    this.#engine = parts.engine;
-    this.#connections = parts.connections;
-    this.#bytes = parts.nodeMemory.bytes;
+    this.#local = parts.local;
+    this.#slots = parts.local.slots;
+    this.#engine = parts.local.engine;
     this.#host = parts.host;
     this.#post = parts.post;
   }
@@ -102,13 +88,11 @@ export class Repairer implements LocalClient {
 
   /** Begins a repair; answered by `copied` when nothing of it is at work any more. */
   start(order: CopyOrder, volume: Volume): void {
-    const connection = this.#connections.admitLocal(this);
+    const connection = this.#local.enter(this, volume);
     if (connection === null) {
       this.#post({ type: 'copied', request: order.request, error: 'too many copies at once' });
       return;
     }
-    connection.volume = volume;
-    volume.copies++;
     const regions = [...order.regions].filter((region) => region < volume.integrity.table.count);
     const job: Job = {
       ...{ order, volume, connection, window: new Uint8Array(order.window), startedMs: this.#host.nowMs },
@@ -136,10 +120,7 @@ export class Repairer implements LocalClient {
       job.repair.readDone(error);
     } else if (job.pulling.size === 0) {
       const length = this.#lengthOf(job);
-      const at = this.#slots.buffer[job.slot]!;
-      this.#bytes.set(job.window.subarray(0, length), at);
-      // The volume's last block may be cut.
-      this.#bytes.fill(0, at + length, at + spanOf(0, length));
+      this.#local.fill(job.slot, job.window.subarray(0, length));
       job.repair.readDone(null);
     }
     this.#advance(job);
@@ -161,7 +142,7 @@ export class Repairer implements LocalClient {
   serve(connection: Connection): void {
     const job = this.#jobs.get(connection)!;
     for (;;) {
-      const slot = connection.done.shift(this.#slots);
+      const slot = this.#local.nextEnded(connection);
       if (slot === NO_SLOT) break;
       this.#finished(job, slot);
     }
@@ -274,7 +255,7 @@ export class Repairer implements LocalClient {
   /** A slot has ended: with its region, or before its time. */
   #finished(job: Job, slot: number): void {
     const error = this.#slots.error[slot]!;
-    this.#memory.give(slot, job.connection);
+    this.#local.give(slot, job.connection);
     if (slot !== job.slot) return;
     const { isOrdered, isWriting } = job;
     this.#forget(job);
@@ -294,7 +275,7 @@ export class Repairer implements LocalClient {
     if (wantsSlot) job.repair.granted();
     else if (job.left.length > 0) job.isOver = true;
     this.#engine.dropWaiting(job.connection);
-    this.#connections.touch(job.connection);
+    this.#local.connections.touch(job.connection);
   }
 
   /** Does what can be done now. */
@@ -315,15 +296,13 @@ export class Repairer implements LocalClient {
     // One after the other, also when a region is given back at once.
     while (job.wantsSlot && job.slot === NO_SLOT) {
       const length = this.#lengthOf(job);
-      const slot = this.#admission.take(job.connection, spanOf(0, length), true);
+      const offset = job.region * REGION_SIZE_BYTES;
+      const request = { type: CMD_COPY, flags: nbd.NBD_CMD_FLAG_FUA, offset, length, withScratch: true };
+      const slot = this.#local.take(job.connection, request);
       if (slot === NO_SLOT) break;
       job.wantsSlot = false;
       job.slot = slot;
       job.block = 0;
-      this.#slots.type[slot] = CMD_COPY;
-      this.#slots.flags[slot] = nbd.NBD_CMD_FLAG_FUA;
-      this.#slots.offset[slot] = job.region * REGION_SIZE_BYTES;
-      this.#slots.length[slot] = length;
       this.#engine.start(slot);
     }
     if (job.isOver) this.#end(job);
@@ -334,8 +313,7 @@ export class Repairer implements LocalClient {
     if (connection.inFlight > 0 || !this.#jobs.delete(connection)) return;
     // What did not match is whole again; the next block that does not is news.
     if (error === null && volume.failure === EBADMSG) volume.failure = 0;
-    volume.copies--;
-    this.#connections.releaseLocal(connection);
+    this.#local.leave(connection, volume);
     this.#post({ type: 'copied', request: order.request, error });
   }
 
@@ -345,7 +323,7 @@ export class Repairer implements LocalClient {
   }
 
   #jobOf(slot: number): Job {
-    return this.#jobs.get(this.#connections.get(this.#slots.connection[slot]!))!;
+    return this.#jobs.get(this.#local.connections.get(this.#slots.connection[slot]!))!;
   }
 
   #lengthOf({ volume, region }: Job): number {

@@ -33,6 +33,7 @@ import { Engine } from './engine.ts';
 import { Gathering } from './gathering.ts';
 import type { Incoming } from './incoming.ts';
 import { Lifecycle } from './lifecycle.ts';
+import { LocalRequests } from './local-requests.ts';
 import { type NodeIo, OP_ACCEPT, OP_DISK, OP_RECEIVE, OP_RECEIVE_PAYLOAD, OP_SEND } from './node-io.ts';
 import { Peeker } from './peeker.ts';
 import { Receiver } from './receiver.ts';
@@ -103,13 +104,10 @@ export class NodeServer {
     const committer = new RegionCommitter(io, pool, this);
     const cleaner = new Cleaner(io, committer, this);
     const nodeMemory = io.memory;
-    const copier = new Copier({
-      ...{ slots, memory, admission, engine, connections, nodeMemory, host: this, post },
-    });
-    const repairer = new Repairer({
-      ...{ slots, memory, admission, engine, connections, nodeMemory, host: this, post },
-    });
-    const peeker = new Peeker({ slots, memory, admission, engine, connections, nodeMemory, post });
+    const local = new LocalRequests({ slots, memory, admission, engine, connections, nodeMemory });
+    const copier = new Copier({ local, host: this, post });
+    const repairer = new Repairer({ local, host: this, post });
+    const peeker = new Peeker({ local, post });
     const commands = new Commands({
       volumes,
       engine,
