@@ -14,7 +14,8 @@ import { type ScrubReport, Scrubs, type ScrubsHost } from './resync/scrubs.ts';
 import { installedOf } from './store/descriptor.ts';
 import { dirtyRegions, recoverReplica } from './store/recovery.ts';
 import { type ReplicaFiles, readRegions } from './store/replica-files.ts';
-import type { Replica, ReplicaStore } from './store/replica-store.ts';
+import type { ReplicaStore } from './store/replica-store.ts';
+import type { Replica } from './store/snapshots.ts';
 import { EBADMSG } from './worker/disk-errors.ts';
 import type { VolumeOptions } from './worker/volume.ts';
 

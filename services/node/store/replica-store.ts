@@ -1,6 +1,6 @@
 /**
  * The replicas of a node on disk. One directory each; every change is made beside the name and renamed into place, so
- * that a crash leaves the old state or the new one.
+ * that a crash leaves the old state or the new one (directories.ts).
  *
  *   DATA/lock                          flock: one node per data directory
  *   DATA/node.json                     the node's id
@@ -8,18 +8,17 @@
  *   DATA/replicas/vol-…/snapshots/…/…  the same of each snapshot
  *   .new-…, .deleted-… in either       left by a crash; removed at opening
  */
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statfsSync, statSync } from 'node:fs';
+import { mkdirSync, statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { BlockwireError, toBlockwireError } from '@blockwire/shared/errors.ts';
 import type { Logger } from '@blockwire/shared/log.ts';
 import type { Installed } from '../replication/admission.ts';
 import { type Descriptor, FORMAT_VERSION, installedOf, writeDescriptor } from './descriptor.ts';
+import { directoriesIn, makeDirectory, makeDirectoryAsync, takeDirectory } from './directories.ts';
+import { ioError, requireEpoch, requireName, requireSize } from './limits.ts';
 import { lockDataDirectory } from './lock.ts';
-import { EPOCH_MAX, REGION_DIRTY, type RegionTable } from './region-table.ts';
-import { syncDirectory } from './replace-file.ts';
 import {
-  cloneReplicaFiles,
   closeReplicaFiles,
   createReplicaFiles,
   DATA_FILE,
@@ -29,15 +28,7 @@ import {
   readRegions,
   sealReplicaFiles,
 } from './replica-files.ts';
-
-const SNAPSHOTS = 'snapshots';
-/** Also an export name and a directory: no path, no hidden file, none of NBD's limits. */
-const ID_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
-
-export interface Replica extends ReplicaFiles {
-  /** By name. */
-  readonly snapshots: Map<string, ReplicaFiles>;
-}
+import { cloneSnapshot, makeSnapshot, openSnapshots, type Replica, removeSnapshot } from './snapshots.ts';
 
 export interface ReplicaStoreOptions {
   readonly directory: string;
@@ -73,7 +64,7 @@ export class ReplicaStore {
     this.#root = join(options.directory, 'replicas');
     mkdirSync(this.#root, { recursive: true });
     this.#unlock = lockDataDirectory(options.directory);
-    for (const name of readdirSync(this.#root)) this.#openFound(name);
+    for (const name of directoriesIn(this.#root)) this.#openFound(name);
   }
 
   get replicas(): ReadonlyMap<string, Replica> {
@@ -129,17 +120,12 @@ export class ReplicaStore {
       );
     }
     this.#requireSpace(sizeBytes);
-    const partial = join(this.#root, `.new-${volumeId}`);
-    const directory = join(this.#root, volumeId);
-    rmSync(partial, { recursive: true, force: true });
-    mkdirSync(partial, { mode: 0o700 });
     try {
-      createReplicaFiles(partial, sizeBytes);
-      writeDescriptor(partial, this.#descriptorOf(wanted));
-      renameSync(partial, directory);
-      syncDirectory(this.#root);
+      makeDirectory(this.#root, volumeId, (partial) => {
+        createReplicaFiles(partial, sizeBytes);
+        writeDescriptor(partial, this.#descriptorOf(wanted));
+      });
     } catch (error) {
-      rmSync(partial, { recursive: true, force: true });
       throw ioError(error, `creating a replica of ${volumeId}`);
     }
     return this.#open(volumeId);
@@ -149,11 +135,9 @@ export class ReplicaStore {
   delete(volumeId: string): void {
     const replica = this.#replicas.get(volumeId);
     if (replica === undefined && !this.#damaged.has(volumeId)) return;
-    const deleted = join(this.#root, `.deleted-${volumeId}`);
+    let free: () => void;
     try {
-      rmSync(deleted, { recursive: true, force: true });
-      renameSync(join(this.#root, volumeId), deleted);
-      syncDirectory(this.#root);
+      free = takeDirectory(this.#root, volumeId);
     } catch (error) {
       throw ioError(error, `deleting the replica of ${volumeId}`);
     }
@@ -162,7 +146,7 @@ export class ReplicaStore {
       if (id === volumeId || id.startsWith(`${volumeId}@`)) this.#damaged.delete(id);
     }
     if (replica !== undefined) closeReplica(replica);
-    rmSync(deleted, { recursive: true, force: true });
+    free();
   }
 
   /** What is installed of a replica's membership. */
@@ -188,46 +172,23 @@ export class ReplicaStore {
     requireName(name, 'snapshot name');
     const replica = this.get(volumeId);
     if (replica.snapshots.has(name)) return null;
-    const root = join(replica.directory, SNAPSHOTS);
-    const partial = join(root, `.new-${name}`);
     try {
-      mkdirSync(root, { recursive: true, mode: 0o700 });
-      rmSync(partial, { recursive: true, force: true });
-      mkdirSync(partial, { mode: 0o700 });
-      const regions = readRegions(replica);
-      // Data and checksums are copied in one state; what was not durable of the source is durable here.
-      if (sound) mapEntries(regions, (epoch, flags) => [epoch, flags & ~REGION_DIRTY]);
-      await cloneReplicaFiles(replica.directory, partial, replica.descriptor.sizeBytes, regions);
-      writeDescriptor(partial, { ...replica.descriptor, snapshot: name, bootId: null });
-      renameSync(partial, join(root, name));
-      syncDirectory(root);
-      syncDirectory(replica.directory);
+      return await makeSnapshot(replica, name, sound);
     } catch (error) {
-      rmSync(partial, { recursive: true, force: true });
       throw ioError(error, `making the snapshot ${name} of ${volumeId}`);
     }
-    return this.#openSnapshot(replica, name);
   }
 
   /** Deletes a snapshot that nobody serves any more; missing is no error. */
   deleteSnapshot(volumeId: string, name: string): void {
     requireName(name, 'snapshot name');
     const replica = this.get(volumeId);
-    const root = join(replica.directory, SNAPSHOTS);
     this.#damaged.delete(`${volumeId}@${name}`);
-    if (!existsSync(join(root, name))) return;
-    const deleted = join(root, `.deleted-${name}`);
     try {
-      rmSync(deleted, { recursive: true, force: true });
-      renameSync(join(root, name), deleted);
-      syncDirectory(root);
+      removeSnapshot(replica, name);
     } catch (error) {
       throw ioError(error, `deleting the snapshot ${name} of ${volumeId}`);
     }
-    const files = replica.snapshots.get(name);
-    replica.snapshots.delete(name);
-    if (files !== undefined) closeReplicaFiles(files);
-    rmSync(deleted, { recursive: true, force: true });
   }
 
   /**
@@ -252,20 +213,12 @@ export class ReplicaStore {
       throw new BlockwireError('BW_REPLICA_EXISTS', `a replica of ${volumeId} with another size is here`);
     }
     this.#requireSpace(sizeBytes);
-    const partial = join(this.#root, `.new-${volumeId}`);
-    rmSync(partial, { recursive: true, force: true });
-    mkdirSync(partial, { mode: 0o700 });
     try {
-      const regions = readRegions(files);
-      mapEntries(regions, (tag, flags) =>
-        tag === 0 && flags === 0 ? [0, 0] : [epoch, flags & REGION_DIRTY],
-      );
-      await cloneReplicaFiles(files.directory, partial, sizeBytes, regions);
-      writeDescriptor(partial, this.#descriptorOf({ volumeId, sizeBytes, generation, epoch }));
-      renameSync(partial, join(this.#root, volumeId));
-      syncDirectory(this.#root);
+      await makeDirectoryAsync(this.#root, volumeId, async (partial) => {
+        await cloneSnapshot(files, partial, epoch);
+        writeDescriptor(partial, this.#descriptorOf({ volumeId, sizeBytes, generation, epoch }));
+      });
     } catch (error) {
-      rmSync(partial, { recursive: true, force: true });
       throw ioError(error, `cloning ${source.volumeId}@${source.snapshot}`);
     }
     return this.#open(volumeId);
@@ -343,10 +296,6 @@ export class ReplicaStore {
   }
 
   #openFound(name: string): void {
-    if (name.startsWith('.')) {
-      rmSync(join(this.#root, name), { recursive: true, force: true });
-      return;
-    }
     try {
       this.#open(name);
     } catch (error) {
@@ -357,31 +306,21 @@ export class ReplicaStore {
   }
 
   #open(volumeId: string): Replica {
-    const directory = join(this.#root, volumeId);
-    const files = openReplicaFiles(directory, volumeId, null);
+    const files = openReplicaFiles(join(this.#root, volumeId), volumeId, null);
     if (!files.direct) {
       this.#options.log.warn({ volume: volumeId }, 'the file system refuses O_DIRECT; using the page cache');
     }
     const replica: Replica = { ...files, snapshots: new Map() };
     this.#noteBoot(replica);
     this.#replicas.set(volumeId, replica);
-    const snapshots = join(directory, SNAPSHOTS);
-    for (const name of existsSync(snapshots) ? readdirSync(snapshots) : []) {
-      if (name.startsWith('.')) {
-        rmSync(join(snapshots, name), { recursive: true, force: true });
-        continue;
-      }
-      try {
-        this.#openSnapshot(replica, name);
-      } catch (error) {
-        const damage = toBlockwireError(error, 'BW_REPLICA_DAMAGED');
-        this.#damaged.set(`${volumeId}@${name}`, damage);
-        this.#options.log.error(
-          { volume: volumeId, snapshot: name, err: damage },
-          'a snapshot is damaged and not served',
-        );
-      }
-    }
+    openSnapshots(replica, (name, error) => {
+      const damage = toBlockwireError(error, 'BW_REPLICA_DAMAGED');
+      this.#damaged.set(`${volumeId}@${name}`, damage);
+      this.#options.log.error(
+        { volume: volumeId, snapshot: name, err: damage },
+        'a snapshot is damaged and not served',
+      );
+    });
     return replica;
   }
 
@@ -421,44 +360,8 @@ export class ReplicaStore {
     }
     replica.descriptor = updated;
   }
-
-  #openSnapshot(replica: Replica, name: string): ReplicaFiles {
-    const files = openReplicaFiles(
-      join(replica.directory, SNAPSHOTS, name),
-      replica.descriptor.volumeId,
-      name,
-    );
-    replica.snapshots.set(name, files);
-    return files;
-  }
 }
 
 function closeReplica(replica: Replica): void {
   for (const files of [replica, ...replica.snapshots.values()]) closeReplicaFiles(files);
-}
-
-function mapEntries(table: RegionTable, entry: (epoch: number, flags: number) => [number, number]): void {
-  for (let region = 0; region < table.count; region++) {
-    table.set(region, ...entry(table.epochOf(region), table.flagsOf(region)));
-  }
-}
-
-function requireName(name: string, what: string): void {
-  if (!ID_PATTERN.test(name)) throw new BlockwireError('BW_INVALID_ARGUMENT', `'${name}' is no ${what}`);
-}
-
-function requireSize(sizeBytes: number): void {
-  if (Number.isSafeInteger(sizeBytes) && sizeBytes > 0) return;
-  throw new BlockwireError('BW_INVALID_ARGUMENT', 'a volume has at least one byte');
-}
-
-function requireEpoch(epoch: number): void {
-  if (epoch > EPOCH_MAX) throw new BlockwireError('BW_INVALID_ARGUMENT', `epochs end at ${EPOCH_MAX}`);
-}
-
-function ioError(error: unknown, doing: string): BlockwireError {
-  if (error instanceof BlockwireError) return error;
-  const code = (error as NodeJS.ErrnoException).code;
-  const message = `${doing} failed: ${error instanceof Error ? error.message : String(error)}`;
-  return new BlockwireError(code === 'ENOSPC' ? 'BW_NOT_ENOUGH_SPACE' : 'BW_IO', message, { cause: error });
 }
