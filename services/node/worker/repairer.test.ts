@@ -113,7 +113,7 @@ test('intents count however long no writer has been there: it may come back, and
   assert.equal(copying.outcome, undefined);
   h.server.onTick(461_000);
   copying.run();
-  assert.match(copying.outcome ?? '', /regions 0 wait for a checkpoint/);
+  assert.match(copying.outcome ?? '', /regions 0 are not calm/);
   assert.ok(copying.content.subarray(8192, 12_288).every((byte) => byte === 0xee));
 });
 
@@ -127,7 +127,7 @@ test('one that never becomes calm is given up; neither does one of another epoch
     busy.h.server.onTick(nowMs);
     busy.run();
   }
-  assert.match(busy.outcome ?? '', /regions 0 wait for a checkpoint/);
+  assert.match(busy.outcome ?? '', /regions 0 are not calm/);
   const later = rotten(4, [2]);
   const installed = { ...INSTALLED, epoch: 5 };
   later.h.server.onMessage({ type: 'install', request: 9, id: 'vol', installed, cut: 'none' });
@@ -135,6 +135,7 @@ test('one that never becomes calm is given up; neither does one of another epoch
   later.start('repair');
   later.run();
   assert.equal(pulls(later), 0);
+  assert.match(later.outcome ?? '', /to be tried again/, 'at once: only another order can do it');
 });
 
 test('a write of the region waits until the repair gives it back', () => {

@@ -241,14 +241,16 @@ export class Repairer implements LocalClient {
   }
 
   #ended(job: Job, left: readonly number[]): void {
-    const mayBecomeCalm = job.error === null && this.#host.nowMs - job.startedMs < CALM_MS_MAX;
+    const { volume, order, startedMs } = job;
+    const isOfOrder = volume.membership?.installed.epoch === order.epoch;
+    const mayBecomeCalm = job.error === null && isOfOrder && this.#host.nowMs - startedMs < CALM_MS_MAX;
     if (left.length > 0 && mayBecomeCalm) {
       job.left = left;
       job.againMs = this.#host.nowMs + AGAIN_MS;
       return;
     }
     if (left.length > 0)
-      job.error ??= `regions ${left.join(', ')} wait for a checkpoint of their writer; to be tried again later`;
+      job.error ??= `regions ${left.join(', ')} are not calm (a checkpoint of their writer makes them so); to be tried again later`;
     job.isOver = true;
   }
 
