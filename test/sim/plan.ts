@@ -184,11 +184,13 @@ function drawScenario(
         { ...fault('cut-agent-node', 100 + soonMs, 300), target: target + 1 },
         fault(random.oneIn(2) ? 'kill-agent' : 'move', 150 + soonMs, 50),
       ];
-    // What has rotted is to be repaired from one that leaves meanwhile.
+    // What has rotted is to be repaired from one that leaves meanwhile, or is slow.
     case 7:
       return [
         fault('rot', 0, 5),
-        { ...fault('isolate-node', random.below(400), 500 + random.below(1000)), target: target + 1 },
+        random.oneIn(2)
+          ? { ...fault('isolate-node', random.below(400), 500 + random.below(1000)), target: target + 1 }
+          : { ...fault('slow-disk', 0, 1000 + random.below(1000)), target: target + 1 },
       ];
     // A replica moves, and either end of the move fails, or who directs it.
     case 8:

@@ -1,7 +1,7 @@
 /** A node's damage: found by reads and by going through the disk, reported, repaired from the peer that it is told. */
 import type { SessionClaim } from '@blockwire/node/replication/admission.ts';
 import type { ReplicaMembership } from '@blockwire/node/replication/membership.ts';
-import { Repair } from '@blockwire/node/replication/repair.ts';
+import { Repair, type RepairHost } from '@blockwire/node/replication/repair.ts';
 import { REGION_SIZE_BYTES } from '@blockwire/node/store/region-table.ts';
 import { offsetOf, REGIONS, UNITS_PER_REGION } from './geometry.ts';
 import type { Mutation } from './mutations.ts';
@@ -11,6 +11,9 @@ import type { ToClient, ToNode } from './wire.ts';
 import type { World } from './world.ts';
 
 const STALL_MS_MAX = 1500;
+/** How long regions may take to become calm, and how often that is asked. */
+const CALM_MS_MAX = 1000;
+const AGAIN_MS = 20;
 
 export interface RepairOrder {
   readonly generation: number;
@@ -28,7 +31,7 @@ export class Repairs {
   readonly #openPeer: (nodeId: string, peer: Peer<ToClient>) => Connection<ToNode>;
   readonly #report: (regions: readonly number[]) => void;
   readonly #damaged = new Set<number>();
-  #running: Repair | null = null;
+  #running: RepairOrder | null = null;
   #scrubbed = 0;
   #attempts = 0;
 
@@ -70,28 +73,47 @@ export class Repairs {
     let held: HeldRange | null = null;
     let values: readonly number[] = [];
     let progressAt = this.#world.now;
+    let hasFailed = false;
+    const startedAt = this.#world.now;
     const rangeOf = (region: number) => ({ offset: region * REGION_SIZE_BYTES, length: REGION_SIZE_BYTES });
     const connection = this.#openPeer(sourceNodeId, {
       received: (message) => {
         progressAt = this.#world.now;
         if (message.type === 'welcome') repair.start();
-        else if (message.type === 'refused') end(order.regions);
-        else if (message.type === 'done') repair.readDone('the peer cannot read it');
+        else if (message.type === 'refused') fail(() => repair.cancel());
+        else if (message.type === 'done') fail(() => repair.readDone('the peer cannot read it'));
         else if (message.type === 'data') {
           ({ values } = message);
           repair.readDone(null);
         }
       },
-      closed: () => repair.cancel(),
+      closed: () => fail(() => repair.cancel()),
     });
+    const isOfOrder = (): boolean => {
+      const { installed } = this.#membership;
+      return installed.generation === generation && installed.epoch === epoch;
+    };
+    const fail = (run: () => void): void => {
+      hasFailed = true;
+      run();
+    };
     const end = (left: readonly number[]): void => {
-      if (this.#running !== repair) return;
+      if (this.#running !== order) return;
+      const mayBecomeCalm = isOfOrder() && this.#world.now - startedAt < CALM_MS_MAX;
+      if (left.length > 0 && !hasFailed && mayBecomeCalm) {
+        this.#process.after(AGAIN_MS, () => {
+          if (this.#running !== order) return;
+          if (hasFailed) end(left);
+          else again(left);
+        });
+        return;
+      }
       this.#running = null;
       connection.close();
       this.#world.note(4, left.length, () => `${this.#process.name} repair ended, left: ${left.join(' ')}`);
       for (const region of order.regions) if (!left.includes(region)) this.#damaged.delete(region);
     };
-    const repair = new Repair(order.regions, {
+    const host: RepairHost = {
       acquire: (region) => {
         const owner = -1_000_000 - ++this.#attempts;
         if (mutation === 'repair-unlocked') repair.granted();
@@ -105,12 +127,10 @@ export class Repairs {
           });
       },
       isCalm: (region) => {
-        const { installed } = this.#membership;
         const hasIntent = [...this.#replica.table.intents()].includes(region);
         return (
           (!hasIntent || mutation === 'repair-over-intents') &&
-          ((installed.generation === generation && installed.epoch === epoch) ||
-            mutation === 'repair-at-old-epoch')
+          (isOfOrder() || mutation === 'repair-at-old-epoch')
         );
       },
       read: (region) => {
@@ -136,14 +156,19 @@ export class Repairs {
         held = null;
       },
       ended: end,
-    });
-    this.#running = repair;
+    };
+    let repair = new Repair(order.regions, host);
+    const again = (left: readonly number[]): void => {
+      repair = new Repair(left, host);
+      repair.start();
+    };
+    this.#running = order;
     const claim: SessionClaim = { generation, epoch, kind: 'peer' };
     const link = `${this.#process.name}/repair`;
     connection.send({ type: 'hello', claim, link, attempt: ++this.#attempts });
     const watch = (): void => {
-      if (this.#running !== repair) return;
-      if (this.#world.now - progressAt > STALL_MS_MAX) repair.cancel();
+      if (this.#running !== order) return;
+      if (this.#world.now - progressAt > STALL_MS_MAX) fail(() => repair.cancel());
       else this.#process.after(STALL_MS_MAX / 3, watch);
     };
     watch();

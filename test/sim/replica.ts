@@ -99,6 +99,11 @@ export class SimReplica {
     return this.volume.integrity.table;
   }
 
+  /** Of its disk: multiplies all times. */
+  get slowness(): number {
+    return this.#disk.slowness;
+  }
+
   tick(): void {
     this.#cleaner.tick(this.volume);
   }

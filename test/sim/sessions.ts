@@ -152,7 +152,7 @@ export class Sessions {
       case 'read': {
         const { tag } = message;
         const units = unitsOf(message);
-        this.#world.after(this.#world.delay(READ_MS), () =>
+        this.#world.after(this.#world.delay(READ_MS) * this.#replica.slowness, () =>
           this.#enter(() => {
             const values = this.#replica.read(units);
             if (values === null) this.#onDamage(units);
