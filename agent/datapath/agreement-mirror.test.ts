@@ -11,6 +11,7 @@ class Queue {
   /** What each replica was asked, by tag. */
   readonly asked: number[][] = [[], []];
   readonly completed: number[] = [];
+  readonly results: number[] = [];
   readonly ready: number[] = [];
   readonly passed: string[] = [];
   readonly mirror: Mirror;
@@ -22,7 +23,10 @@ class Queue {
     this.mirror = new Mirror({
       ...{ requests: this.requests, links, inSync: 0b11, agreement: new Agreement(shared) },
       host: {
-        complete: (tag) => this.completed.push(tag),
+        complete: (tag, result) => {
+          this.completed.push(tag);
+          this.results.push(result);
+        },
         reportLost: () => {},
         fencePassed: (fence) => this.passed.push(fence),
         readyToJoin: (replica) => this.ready.push(replica),
@@ -43,7 +47,7 @@ class Queue {
 function setUp(): { readonly queues: readonly Queue[]; readonly main: AgreementWriter } {
   const shared = createAgreement();
   const main = new AgreementWriter(shared, 2);
-  main.goBy({ epoch: 1, inSync: 0b11, rebuilding: 0, rejoined: 0b11 });
+  main.goBy({ epoch: 1, inSync: 0b11, rebuilding: 0, rejoined: 0b11, hasLoss: false });
   return { queues: [new Queue(shared), new Queue(shared)], main };
 }
 
@@ -52,7 +56,7 @@ test('a queue that has not been told shows nothing of a replica that another one
   const late = queues[1]!;
   late.start(0, Operation.READ);
   assert.deepEqual(late.asked, [[0], []]);
-  main.goBy({ epoch: 2, inSync: 0b10, rebuilding: 0, rejoined: 0 });
+  main.goBy({ epoch: 2, inSync: 0b10, rebuilding: 0, rejoined: 0, hasLoss: false });
   late.mirror.answered(0, 0, 0);
   assert.deepEqual(late.completed, [], 'the answer does not count any more');
   assert.deepEqual(late.asked, [[0], [0]]);
@@ -66,7 +70,7 @@ test('a read waits for the membership when nobody is left that may be read from'
   const { queues, main } = setUp();
   const late = queues[1]!;
   late.mirror.membership(0b01);
-  main.goBy({ epoch: 3, inSync: 0b10, rebuilding: 0, rejoined: 0 });
+  main.goBy({ epoch: 3, inSync: 0b10, rebuilding: 0, rejoined: 0, hasLoss: false });
   late.start(0, Operation.READ);
   assert.deepEqual([late.asked, late.completed], [[[], []], []]);
   late.mirror.linkDown(1, 'closed');
@@ -78,7 +82,7 @@ test('a read waits for the membership when nobody is left that may be read from'
 
 test('a replica joins in all queues at once, when it is ready in all', () => {
   const { queues, main } = setUp();
-  const order = { epoch: 2, inSync: 0b01, rebuilding: 0b10, rejoined: 0b10 };
+  const order = { epoch: 2, inSync: 0b01, rebuilding: 0b10, rejoined: 0b10, hasLoss: false };
   main.goBy(order);
   for (const { mirror } of queues) {
     mirror.membership(0b01, 0b10, 0b10);
@@ -101,4 +105,27 @@ test('a replica joins in all queues at once, when it is ready in all', () => {
   assert.equal(first!.mirror.isSettled, false);
   first!.mirror.joinAgreed();
   assert.deepEqual([first!.mirror.isSettled, first!.passed], [true, ['join']]);
+});
+
+test('a queue that has not been told of a loss completes nothing that was acknowledged before it', () => {
+  const { queues, main } = setUp();
+  const late = queues[1]!;
+  late.start(0, Operation.WRITE);
+  late.mirror.answered(0, 0, 0);
+  // The second replica is out; then the first one loses power, and is taken back as it is.
+  main.goBy({ epoch: 2, inSync: 0b01, rebuilding: 0, rejoined: 0, hasLoss: false });
+  main.goBy({ epoch: 3, inSync: 0b01, rebuilding: 0, rejoined: 0, hasLoss: true });
+  late.mirror.membership(0b01);
+  late.mirror.linkDown(1, 'closed');
+  assert.deepEqual([late.asked[0], late.completed], [[0, 0], []], 'it is sent again');
+  late.mirror.answered(0, 0, 0);
+  assert.deepEqual(late.results, [4096]);
+  // Being told of it now is no other loss.
+  late.start(1, Operation.FLUSH);
+  late.mirror.noteLoss();
+  assert.deepEqual(late.asked[0], [0, 0, 1]);
+  late.mirror.answered(0, 1, 0);
+  late.start(2, Operation.FLUSH);
+  late.mirror.answered(0, 2, 0);
+  assert.deepEqual(late.results, [4096, -5, 0]);
 });

@@ -1,6 +1,6 @@
 /**
- * What all queues of a device have to see change at one moment, in shared memory: from which replicas a read counts, and
- * which of those being rebuilt have joined. Replicas are a bit each. Needed with several queues only; within one, the mirror
+ * What all queues of a device have to see change at one moment, in shared memory: from which replicas a read counts, which of
+ * those being rebuilt have joined, and whether what was acknowledged may be gone. Replicas are a bit each. Needed with several queues only; within one, the mirror
  * itself knows.
  *
  * Invariants:
@@ -8,28 +8,36 @@
  *   replica shows nothing of it any more: another queue may have completed writes without it.
  * - A write looks at `joined` once its range is its own. So of two writes of the same bytes, of whichever queues, the later
  *   one goes to every joining replica that the earlier one went to: a rebuild takes what it has seen written for the latest.
+ * - The main thread counts a loss before it tells any queue. A queue that has not been told completes no write any more as it
+ *   was acknowledged: another queue's flush may have said by then that it is gone, and the next one says that all is well.
  */
 const READABLE_AT = 0;
 const JOINED_AT = 1;
+const LOSSES_AT = 2;
 
 export function createAgreement(): SharedArrayBuffer {
-  return new SharedArrayBuffer(8);
+  return new SharedArrayBuffer(12);
 }
 
 /** A queue's view. */
 export class Agreement {
-  readonly #masks: Int32Array;
+  readonly #words: Int32Array;
 
   constructor(shared: SharedArrayBuffer) {
-    this.#masks = new Int32Array(shared);
+    this.#words = new Int32Array(shared);
   }
 
   get readable(): number {
-    return Atomics.load(this.#masks, READABLE_AT);
+    return Atomics.load(this.#words, READABLE_AT);
   }
 
   get joined(): number {
-    return Atomics.load(this.#masks, JOINED_AT);
+    return Atomics.load(this.#words, JOINED_AT);
+  }
+
+  /** How often what was acknowledged and not flushed may have been lost. */
+  get lossCount(): number {
+    return Atomics.load(this.#words, LOSSES_AT);
   }
 }
 
@@ -39,6 +47,8 @@ interface Masks {
   readonly inSync: number;
   readonly rebuilding: number;
   readonly rejoined: number;
+  /** What was acknowledged and not flushed may be lost. */
+  readonly hasLoss: boolean;
 }
 
 interface Joining {
@@ -49,18 +59,19 @@ interface Joining {
 
 /** The main thread's side. */
 export class AgreementWriter {
-  readonly #masks: Int32Array;
+  readonly #words: Int32Array;
   readonly #queueCount: number;
   #joining: readonly Joining[] = [];
 
   constructor(shared: SharedArrayBuffer, queueCount: number) {
-    this.#masks = new Int32Array(shared);
+    this.#words = new Int32Array(shared);
     this.#queueCount = queueCount;
   }
 
-  goBy({ epoch, inSync, rebuilding, rejoined }: Masks): void {
-    Atomics.store(this.#masks, READABLE_AT, inSync);
-    Atomics.and(this.#masks, JOINED_AT, rebuilding & ~rejoined);
+  goBy({ epoch, inSync, rebuilding, rejoined, hasLoss }: Masks): void {
+    if (hasLoss) Atomics.add(this.#words, LOSSES_AT, 1);
+    Atomics.store(this.#words, READABLE_AT, inSync);
+    Atomics.and(this.#words, JOINED_AT, rebuilding & ~rejoined);
     const replicas = Array.from({ length: 32 }, (_, i) => i).filter((i) => ((rebuilding >>> i) & 1) === 1);
     this.#joining = replicas.map((replica) => {
       const before = this.#joining.find((joining) => joining.replica === replica);
@@ -78,7 +89,7 @@ export class AgreementWriter {
     if (joining === undefined || epoch < joining.sinceEpoch) return false;
     joining.ready.add(queueId);
     if (joining.ready.size < this.#queueCount) return false;
-    Atomics.or(this.#masks, JOINED_AT, 1 << replica);
+    Atomics.or(this.#words, JOINED_AT, 1 << replica);
     return true;
   }
 }

@@ -65,6 +65,8 @@ export class Mirror implements OrderHost {
   #activeCount = 0;
   /** What was acknowledged may be gone: the next flush says so. */
   #hasLoss = false;
+  /** Of the agreement's losses, those that are noted here. */
+  #lossCount = 0;
   #failing = false;
   #failingUnserved = false;
   /** Reads answered with an error by a replica. */
@@ -240,6 +242,11 @@ export class Mirror implements OrderHost {
    * sent again, and for what was, the next flush fails, and all that are in flight now.
    */
   noteLoss(): void {
+    if (this.#agreement !== null) {
+      const { lossCount } = this.#agreement;
+      if (lossCount === this.#lossCount) return;
+      this.#lossCount = lossCount;
+    }
     this.#hasLoss = true;
     for (let tag = 0; tag < this.#inFlight.length; tag++) {
       const operation = this.#requests.operation[tag];
@@ -398,6 +405,11 @@ export class Mirror implements OrderHost {
     const hasLoss = this.#hasLoss && this.#requests.operation[tag] === Operation.FLUSH;
     if (hasLoss) this.#hasLoss = false;
     const error = this.#failing || hasLoss ? -EIO : failed;
+    // The acknowledgements may be of before a loss that this queue is yet to be told of.
+    if (error === 0 && this.#agreement !== null && this.#agreement.lossCount !== this.#lossCount) {
+      this.noteLoss();
+      return;
+    }
     this.#finish(tag, error !== 0 ? error : isWrite ? this.#requests.lengthBytes[tag]! : 0);
   }
 
