@@ -192,10 +192,15 @@ export class SimDevice implements QueueHost {
     const states = (): string =>
       membership.replicas.map(({ nodeId, state }) => `${nodeId} ${state}`).join(', ');
     world.note(11, epoch, () => `${this.name} goes by epoch ${epoch}: ${states()}`);
-    this.#cluster.onLoss(lossEpoch);
+    // Several queues go by a loss from here on; a single one when it hears of it.
+    const isAlone = this.#queues.length === 1;
+    if (!isAlone) this.#cluster.onLoss(lossEpoch);
     this.#checkpoints.membership(epoch);
     const order = this.#take(membership, lossEpoch > before.lossEpoch && mutation !== 'swallow-loss');
-    this.#tell((queue) => queue.membership(order));
+    this.#tell((queue) => {
+      queue.membership(order);
+      if (isAlone) this.#cluster.onLoss(lossEpoch);
+    });
     // Even if it is the same one again: the queues are yet to hear of it.
     this.#settledEpochs.fill(0);
   }
@@ -203,9 +208,9 @@ export class SimDevice implements QueueHost {
   /** Goes by a membership, before any queue is told. */
   #take(membership: Membership, hasLoss: boolean): QueueMembership {
     const { epoch, replicas } = membership;
-    const masks = { epoch, ...this.#slots.apply(replicas) };
+    const masks = { epoch, hasLoss, ...this.#slots.apply(replicas) };
     this.#agreement.goBy(masks);
-    return { ...masks, hasLoss, nodeIds: [...this.#slots.nodeIds] };
+    return { ...masks, nodeIds: [...this.#slots.nodeIds] };
   }
 
   #tell(run: (queue: SimQueue) => void): void {

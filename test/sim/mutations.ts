@@ -39,6 +39,7 @@ export const MUTATIONS = {
   'repair-unlocked': 'a region is repaired while writes of it go on',
   'repair-over-intents': 'a region is repaired though writes of it may be on their way to the peer',
   'repair-at-old-epoch': 'a region is repaired from a peer that may have left the membership',
+  'loss-apart': 'a queue completes what was acknowledged before a loss that another queue has been told of',
   'swallow-loss': 'flushes succeed after the last replica lost power',
 } as const;
 

@@ -210,9 +210,10 @@ function drawScenario(
         { ...fault('deaf-queue', 0, 300 + random.below(600)), other: other + 1 },
         fault('break-link', random.below(50), 5),
       ];
-    // The last one left loses power.
+    // The last one left loses power, and one queue hears of it late.
     default:
       return [
+        ...(queueCount > 1 && random.oneIn(2) ? [fault('deaf-queue', 500, 1500 + random.below(1500))] : []),
         fault('cut-agent-node', 0, 1200),
         { ...fault('power-node', 600 + random.below(400), 5 + random.below(100)), target: target + 1 },
         { ...fault('power-node', 600 + random.below(400), 5 + random.below(100)), target: target + 2 },

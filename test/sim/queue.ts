@@ -62,6 +62,8 @@ export class SimQueue implements MirrorHost, LinkHost {
   readonly #ios: (Io | null)[] = new Array<Io | null>(DEPTH).fill(null);
   /** For a mutation: replicas that this queue is ready to write to. */
   #ready = 0;
+  /** For a mutation: losses that this queue has been told of. */
+  #losses = 0;
   readonly #values: (readonly number[])[] = new Array<readonly number[]>(DEPTH).fill([]);
   #isEnded = false;
 
@@ -130,7 +132,10 @@ export class SimQueue implements MirrorHost, LinkHost {
       this.#links.push(new SimLink(this, this.#links.length, this.cluster.node(nodeId)));
     }
     this.#ready &= rebuilding & ~rejoined;
-    if (hasLoss) this.mirror.noteLoss();
+    if (hasLoss) {
+      this.#losses++;
+      this.mirror.noteLoss();
+    }
     this.mirror.membership(inSync, rebuilding, rejoined);
     for (const [replica, link] of this.#links.entries()) {
       const isMember = ((inSync | rebuilding) & (1 << replica)) !== 0;
@@ -223,6 +228,9 @@ export class SimQueue implements MirrorHost, LinkHost {
         break;
       case 'read-from-left':
         if (agreement !== null) Object.defineProperty(agreement, 'readable', { get: () => -1 });
+        break;
+      case 'loss-apart':
+        if (agreement !== null) Object.defineProperty(agreement, 'lossCount', { get: () => this.#losses });
         break;
       case 'acknowledge-early': {
         const answered = mirror.answered.bind(mirror);
