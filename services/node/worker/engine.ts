@@ -4,13 +4,11 @@
  *   READ                       read ─▶ verify ────────────────────────────▶ done
  *   WRITE, whole blocks        write (FUA: durable) ─▶ checksums ─────────▶ done
  *   WRITE, parts of blocks     read head ─▶ read tail ─▶ merge ─▶ write ──▶ done          (partial-blocks.ts)
- *   WRITE_ZEROES               parts of blocks as above ─▶ punch (NO_HOLE: zero, or punch and allocate) ─▶ FUA: sync ─▶ done
- *   TRIM                       punch ─▶ FUA: sync ────────────────────────▶ done
+ *   WRITE_ZEROES, TRIM         parts of blocks as above ─▶ punch ─▶ FUA: sync ─▶ done       (deallocation.ts)
  *   FLUSH                      sync ──────────────────────────────────────▶ done
  *   COPY                       read, punch, write, as its steps say ──────▶ done          (copier.ts)
  *
- * What writes waits for overlapping writes first (write-order.ts), then until its regions are marked on the disk
- * (integrity.ts). Everything read is verified, also for a merge. A read beside a write in flight may see half of it: it is
+ * What writes waits first until it has its range of blocks to itself (ranges.ts). Everything read is verified, also for a merge. A read beside a write in flight may see half of it: it is
  * done once more with its range to itself before a mismatch counts.
  */
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
@@ -19,6 +17,7 @@ import { blockFrom, blockOf } from './block-math.ts';
 import { UNIT_BYTES } from './buffer-pool.ts';
 import { ChecksumBatch } from './checksum-batch.ts';
 import type { Connection } from './connection.ts';
+import { Deallocation } from './deallocation.ts';
 import { EBADMSG, EIO, nbdErrorOf } from './disk-errors.ts';
 import {
   CMD_COPY,
@@ -38,14 +37,12 @@ import {
   TRANSFER_CUT,
   TRANSFER_DONE,
 } from './file-operations.ts';
-import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, type NodeIo } from './node-io.ts';
+import type { NodeIo } from './node-io.ts';
 import { PartialBlocks, wholeEndOf } from './partial-blocks.ts';
+import { type RangeHost, Ranges } from './ranges.ts';
 import type { RequestMemory } from './request-memory.ts';
-import { NO_SLOT, SlotQueue, type Slots } from './slots.ts';
+import { NO_SLOT, type Slots } from './slots.ts';
 import type { Volume } from './volume.ts';
-
-const PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-const ZERO = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
 
 /** What the engine tells the server. */
 export interface EngineHost {
@@ -72,7 +69,7 @@ export interface CopySteps {
   copyStep(slot: number, step: number, matches: boolean): void;
 }
 
-export class Engine {
+export class Engine implements RangeHost {
   readonly #slots: Slots;
   readonly #memory: RequestMemory;
   readonly #files: FileOperations;
@@ -80,12 +77,8 @@ export class Engine {
   readonly #host: EngineHost;
   readonly #stats: Float64Array;
   readonly #batch: ChecksumBatch;
-  readonly #granted = new SlotQueue();
-  readonly #dropped = new SlotQueue();
-  readonly #waiting = new SlotQueue();
-  /** The volume whose regions are being marked. */
-  #marking: Volume | null = null;
-  readonly #pageChanged = (page: number): void => this.#host.regionsChanged(this.#marking!, page);
+  readonly #ranges: Ranges;
+  readonly #deallocation: Deallocation;
 
   constructor(parts: {
     slots: Slots;
@@ -101,6 +94,8 @@ export class Engine {
     this.#stats = parts.stats;
     this.#files = new FileOperations(slots, io);
     this.#partial = new PartialBlocks(slots, this.#files, io.memory.bytes);
+    this.#deallocation = new Deallocation(slots, this.#files, this.#partial);
+    this.#ranges = new Ranges(slots, this, parts.stats);
     this.#batch = new ChecksumBatch(io, slots.count, memory.sizeBytes / UNIT_BYTES);
   }
 
@@ -109,7 +104,7 @@ export class Engine {
     const slots = this.#slots;
     const type = slots.type[slot]!;
     if (type === nbd.NBD_CMD_FLUSH) {
-      this.#files.sync(this.#volumeOf(slot).fd, slot);
+      this.#files.sync(this.volumeOf(slot).fd, slot);
       return;
     }
     const offset = slots.offset[slot]!;
@@ -118,15 +113,15 @@ export class Engine {
       this.#readBlocks(slot, blockOf(offset), blockFrom(end));
     } else if (type === nbd.NBD_CMD_TRIM) {
       // A hint: parts of blocks are left alone.
-      const last = wholeEndOf(this.#volumeOf(slot), slots, slot);
+      const last = wholeEndOf(this.volumeOf(slot), slots, slot);
       slots.wholeEnd[slot] = last;
       if (blockFrom(offset) >= last) this.#settle(slot, nbd.NBD_OK);
-      else this.#acquire(slot, blockFrom(offset), last);
+      else this.#ranges.acquire(slot, blockFrom(offset), last);
     } else {
       if (type === nbd.NBD_CMD_WRITE_ZEROES) {
-        slots.wholeEnd[slot] = wholeEndOf(this.#volumeOf(slot), slots, slot);
+        slots.wholeEnd[slot] = wholeEndOf(this.volumeOf(slot), slots, slot);
       }
-      this.#acquire(slot, blockOf(offset), blockFrom(end));
+      this.#ranges.acquire(slot, blockOf(offset), blockFrom(end));
     }
   }
 
@@ -137,7 +132,7 @@ export class Engine {
     const end = blockFrom(slots.offset[slot]! + slots.length[slot]!);
     slots.spanAt[slot] = slots.buffer[slot]!;
     slots.spanLength[slot] = (end - start) * UNIT_BYTES;
-    this.#acquire(slot, start, end);
+    this.#ranges.acquire(slot, start, end);
   }
 
   /** Reads the next part of a long read into the slot's block: blocks `start` to before `end`. */
@@ -154,18 +149,15 @@ export class Engine {
     }
     switch (this.#slots.step[slot]) {
       case STEP_DEALLOCATE:
-        if (this.#mustAllocate(slot)) this.#fallocate(slot, STEP_ALLOCATE, FALLOC_FL_KEEP_SIZE);
-        else this.#deallocated(slot);
-        break;
       case STEP_ALLOCATE:
-        this.#deallocated(slot);
+        if (!this.#deallocation.proceed(this.volumeOf(slot), slot)) this.#finishRange(slot);
         break;
       case STEP_SYNC:
         this.#finish(slot, nbd.NBD_OK);
         break;
       case STEP_COPY_PUNCH: {
         const start = this.#slots.spanBlock[slot]!;
-        this.#volumeOf(slot).integrity.zeroed(start, start + this.#slots.spanLength[slot]! / UNIT_BYTES);
+        this.volumeOf(slot).integrity.zeroed(start, start + this.#slots.spanLength[slot]! / UNIT_BYTES);
         this.#steps(slot).copyStep(slot, STEP_COPY_PUNCH, true);
         break;
       }
@@ -185,39 +177,17 @@ export class Engine {
 
   /** A page of region entries is durable, or failed with an errno: writes that waited for it begin, or fail. */
   regionsCommitted(volume: Volume, startBlock: number, endBlock: number, errno: number): void {
-    const { integrity } = volume;
-    const slots = this.#slots;
-    if (integrity.waiting.isEmpty) return;
-    this.#waiting.head = integrity.waiting.head;
-    this.#waiting.tail = integrity.waiting.tail;
-    integrity.waiting.clear();
-    for (;;) {
-      const slot = this.#waiting.shift(slots);
-      if (slot === NO_SLOT) return;
-      const start = slots.rangeStart[slot]!;
-      const end = slots.rangeEnd[slot]!;
-      if (integrity.isArmed(start, end)) this.#beginArmed(slot);
-      else if (errno !== 0 && start < endBlock && end > startBlock) this.#finish(slot, nbdErrorOf(errno));
-      else integrity.waiting.push(slots, slot);
-    }
+    this.#ranges.committed(volume, startBlock, endBlock, errno);
   }
 
   /** Ends a hold of the volume's order: what waited begins. */
   unhold(volume: Volume): void {
-    volume.order.unhold(this.#granted);
-    this.#startGranted();
+    this.#ranges.unhold(volume);
   }
 
   /** Forgets the requests of a closing connection that wait for others; what is on the disk runs to its end. */
   dropWaiting(connection: Connection): void {
-    if (connection.volume === null) return;
-    connection.volume.order.drop(connection.index, this.#dropped, this.#granted);
-    for (;;) {
-      const slot = this.#dropped.shift(this.#slots);
-      if (slot === NO_SLOT) break;
-      this.#settle(slot, nbd.NBD_ESHUTDOWN);
-    }
-    this.#startGranted();
+    if (connection.volume !== null) this.#ranges.drop(connection.volume, connection.index);
   }
 
   /** One of the holds on a write of several parts is gone: a part at work, or the receiving of its payload. */
@@ -231,12 +201,12 @@ export class Engine {
   // Verified transfers
 
   #readBlocks(slot: number, start: number, end: number): void {
-    const { fd } = this.#volumeOf(slot);
+    const { fd } = this.volumeOf(slot);
     this.#files.read(fd, slot, STEP_READ, start, (end - start) * UNIT_BYTES, this.#slots.buffer[slot]!);
   }
 
   #transferred(slot: number, result: number): void {
-    const outcome = this.#files.continueTransfer(this.#volumeOf(slot).fd, slot, result);
+    const outcome = this.#files.continueTransfer(this.volumeOf(slot).fd, slot, result);
     if (outcome === TRANSFER_DONE) {
       const slots = this.#slots;
       this.#batch.add(slot, slots.spanAt[slot]!, slots.spanLength[slot]! / UNIT_BYTES);
@@ -247,7 +217,7 @@ export class Engine {
 
   #checked(entry: number, slot: number): void {
     const slots = this.#slots;
-    const volume = this.#volumeOf(slot);
+    const volume = this.volumeOf(slot);
     const { integrity } = volume;
     const step = slots.step[slot]!;
     const first = slots.spanBlock[slot]!;
@@ -255,7 +225,7 @@ export class Engine {
     if (step === STEP_WRITE || step === STEP_WRITE_EDGE || step === STEP_COPY_WRITE) {
       this.#batch.store(entry, integrity.checksums, first, count);
       if (step === STEP_WRITE) this.#finish(slot, nbd.NBD_OK);
-      else if (step === STEP_WRITE_EDGE) this.#nextEdge(slot, first + 1);
+      else if (step === STEP_WRITE_EDGE) this.#nextZeroes(slot, first + 1);
       else this.#steps(slot).copyStep(slot, step, true);
       return;
     }
@@ -290,10 +260,10 @@ export class Engine {
     first: number,
     count: number,
   ): boolean {
-    if (this.#slots.orderIndex[slot] === -1 && !volume.readOnly) {
+    if (!this.#ranges.has(slot) && !volume.readOnly) {
       // A write may be under way, or have been: once more, with no write beside it.
       this.#count(Stat.checksumRetries, 1);
-      this.#acquire(slot, first, first + count);
+      this.#ranges.acquire(slot, first, first + count);
       return false;
     }
     const { integrity } = volume;
@@ -310,35 +280,28 @@ export class Engine {
 
   // What has a range to itself
 
-  #acquire(slot: number, start: number, end: number): void {
-    this.#slots.rangeStart[slot] = start;
-    this.#slots.rangeEnd[slot] = end;
-    if (this.#volumeOf(slot).order.acquire(slot)) this.#beginOrdered(slot);
-    else this.#count(Stat.overlapWaits, 1);
-  }
-
-  /** The range is the slot's own. */
-  #beginOrdered(slot: number): void {
+  rangeOrdered(slot: number, volume: Volume): boolean {
     const slots = this.#slots;
-    const volume = this.#volumeOf(slot);
-    const start = slots.rangeStart[slot]!;
-    const end = slots.rangeEnd[slot]!;
     if (slots.type[slot] === nbd.NBD_CMD_READ) {
       const lengthBytes = slots.spanLength[slot]!;
-      this.#files.read(volume.fd, slot, STEP_READ, start, lengthBytes, slots.spanAt[slot]!);
-      return;
+      this.#files.read(volume.fd, slot, STEP_READ, slots.rangeStart[slot]!, lengthBytes, slots.spanAt[slot]!);
+      return false;
     }
-    if (slots.type[slot] === CMD_COPY && !this.#steps(slot).copyOrdered(slot)) return;
+    if (slots.type[slot] === CMD_COPY && !this.#steps(slot).copyOrdered(slot)) return false;
     if (volume.fresh !== null) this.#noteFresh(volume, slot);
-    const { integrity } = volume;
-    if (integrity.begin(start, end)) {
-      this.#beginArmed(slot);
-      return;
-    }
-    this.#count(Stat.regionWaits, 1);
-    this.#marking = volume;
-    integrity.mark(start, end, this.#pageChanged);
-    integrity.waiting.push(slots, slot);
+    return true;
+  }
+
+  rangeFailed(slot: number, errno: number): void {
+    this.#finish(slot, nbdErrorOf(errno));
+  }
+
+  rangeDropped(slot: number): void {
+    this.#settle(slot, nbd.NBD_ESHUTDOWN);
+  }
+
+  regionsChanged(volume: Volume, page: number): void {
+    this.#host.regionsChanged(volume, page);
   }
 
   /** While the replica is being rebuilt: what this write changes is not to be overwritten with older content. */
@@ -354,11 +317,10 @@ export class Engine {
     }
   }
 
-  /** Its regions are marked on the disk. */
-  #beginArmed(slot: number): void {
+  rangeArmed(slot: number): void {
     switch (this.#slots.type[slot]) {
       case nbd.NBD_CMD_WRITE: {
-        const { fd } = this.#volumeOf(slot);
+        const { fd } = this.volumeOf(slot);
         if (!this.#partial.isPartial(slot)) {
           this.#files.writeRange(fd, slot);
         } else {
@@ -368,61 +330,24 @@ export class Engine {
         break;
       }
       case nbd.NBD_CMD_TRIM:
-        this.#fallocate(slot, STEP_DEALLOCATE, PUNCH);
+        this.#deallocation.trim(this.volumeOf(slot), slot);
         break;
       case CMD_COPY:
         this.#steps(slot).copyGranted(slot);
         break;
       default:
-        this.#nextEdge(slot, this.#slots.rangeStart[slot]!);
+        this.#nextZeroes(slot, this.#slots.rangeStart[slot]!);
     }
   }
 
-  #startGranted(): void {
-    for (;;) {
-      const slot = this.#granted.shift(this.#slots);
-      if (slot === NO_SLOT) return;
-      this.#beginOrdered(slot);
-    }
-  }
-
-  // Trim and write zeroes
-
-  /** The first edge at or behind a block; else what is between the edges. */
-  #nextEdge(slot: number, from: number): void {
-    const slots = this.#slots;
-    const volume = this.#volumeOf(slot);
-    if (this.#partial.readEdge(volume.fd, slot, from)) return;
-    if (blockFrom(slots.offset[slot]!) < slots.wholeEnd[slot]!) {
-      this.#fallocate(slot, STEP_DEALLOCATE, this.#noHole(slot) && volume.canZeroRange ? ZERO : PUNCH);
-    } else {
-      this.#finishRange(slot);
-    }
-  }
-
-  #fallocate(slot: number, step: number, mode: number): void {
-    this.#files.fallocate(this.#volumeOf(slot).fd, slot, step, mode);
-  }
-
-  #deallocated(slot: number): void {
-    const slots = this.#slots;
-    this.#volumeOf(slot).integrity.zeroed(blockFrom(slots.offset[slot]!), slots.wholeEnd[slot]!);
-    this.#finishRange(slot);
+  #nextZeroes(slot: number, from: number): void {
+    if (!this.#deallocation.nextZeroes(this.volumeOf(slot), slot, from)) this.#finishRange(slot);
   }
 
   /** Durable if the client asked, then done. */
   #finishRange(slot: number): void {
-    if (this.#files.isDurable(slot)) this.#files.sync(this.#volumeOf(slot).fd, slot);
+    if (this.#files.isDurable(slot)) this.#files.sync(this.volumeOf(slot).fd, slot);
     else this.#finish(slot, nbd.NBD_OK);
-  }
-
-  #mustAllocate(slot: number): boolean {
-    const zeroes = this.#slots.type[slot] === nbd.NBD_CMD_WRITE_ZEROES;
-    return zeroes && this.#noHole(slot) && !this.#volumeOf(slot).canZeroRange;
-  }
-
-  #noHole(slot: number): boolean {
-    return (this.#slots.flags[slot]! & nbd.NBD_CMD_FLAG_NO_HOLE) !== 0;
   }
 
   // Steps of a copy, on blocks of its range
@@ -430,16 +355,16 @@ export class Engine {
   /** Reads a block into the slot's scratch block. */
   copyRead(slot: number, block: number): void {
     const scratch = this.#slots.scratch[slot]!;
-    this.#files.read(this.#volumeOf(slot).fd, slot, STEP_COPY_READ, block, UNIT_BYTES, scratch);
+    this.#files.read(this.volumeOf(slot).fd, slot, STEP_COPY_READ, block, UNIT_BYTES, scratch);
   }
 
   /** Writes blocks from the position `at`. */
   copyWrite(slot: number, block: number, count: number, at: number): void {
-    this.#files.write(this.#volumeOf(slot).fd, slot, STEP_COPY_WRITE, block, count * UNIT_BYTES, at);
+    this.#files.write(this.volumeOf(slot).fd, slot, STEP_COPY_WRITE, block, count * UNIT_BYTES, at);
   }
 
   copyPunch(slot: number, block: number, count: number): void {
-    this.#files.punch(this.#volumeOf(slot).fd, slot, block, count);
+    this.#files.punch(this.volumeOf(slot).fd, slot, block, count);
   }
 
   #steps(slot: number): CopySteps {
@@ -460,7 +385,7 @@ export class Engine {
 
   #diskError(slot: number, errno: number): void {
     const slots = this.#slots;
-    const volume = this.#volumeOf(slot);
+    const volume = this.volumeOf(slot);
     this.#count(Stat.ioErrors, 1);
     this.#host.volumeFailed(volume, errno);
     if (changesData(slots.step[slot]!)) {
@@ -472,18 +397,18 @@ export class Engine {
   /** Ends a slot, and what it did to its range, if it has one. */
   #finish(slot: number, error: number): void {
     const slots = this.#slots;
-    if (slots.orderIndex[slot] !== -1 && slots.type[slot] !== nbd.NBD_CMD_READ) {
-      this.#volumeOf(slot).integrity.written(slots.rangeStart[slot]!, slots.rangeEnd[slot]!);
+    if (this.#ranges.has(slot) && slots.type[slot] !== nbd.NBD_CMD_READ) {
+      this.volumeOf(slot).integrity.written(slots.rangeStart[slot]!, slots.rangeEnd[slot]!);
     }
     this.#giveBack(slot, error);
   }
 
   /** Gives the slot's range back, if it has one, and ends it. */
   #giveBack(slot: number, error: number): void {
-    const ordered = this.#slots.orderIndex[slot] !== -1;
-    if (ordered) this.#volumeOf(slot).order.release(slot, this.#granted);
+    const ordered = this.#ranges.has(slot);
+    if (ordered) this.#ranges.release(slot);
     this.#settle(slot, error);
-    if (ordered && !this.#granted.isEmpty) this.#startGranted();
+    if (ordered) this.#ranges.startGranted();
   }
 
   /** Ends a slot that holds no range: tells the server, or counts a part towards its whole. */
@@ -503,7 +428,7 @@ export class Engine {
     this.partDone(parent, error);
   }
 
-  #volumeOf(slot: number): Volume {
+  volumeOf(slot: number): Volume {
     return this.#host.connectionOf(slot).volume!;
   }
 
