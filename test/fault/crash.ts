@@ -15,7 +15,7 @@ import { parseArgs } from 'node:util';
 import * as nbd from '@blockwire/proto/nbd/constants.ts';
 import { runToEnd } from '../bench/processes.ts';
 import { BLOCK_BYTES } from './block-content.ts';
-import { NbdSession } from './nbd-session.ts';
+import { NbdSession, SessionEnded } from './nbd-session.ts';
 import { freshSeed, Random } from './random.ts';
 import { StorageNode } from './storage-node.ts';
 import { VolumeModel } from './volume-model.ts';
@@ -107,6 +107,10 @@ class Round {
     try {
       for (const volume of this.#volumes) await this.#check(node, volume);
       if (this.#violations.length === 0) await this.#load(node);
+    } catch (error) {
+      // A long read that fails half way is told so to a client of simple replies.
+      if (!(error instanceof SessionEnded)) throw error;
+      this.#violations.push(`${error.message} (${node.ended ?? 'the node runs'})`);
     } finally {
       await node.end('SIGKILL');
     }
