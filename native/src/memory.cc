@@ -21,6 +21,9 @@ void Release(Napi::Env, void*, Mapping* mapping) {
   delete mapping;
 }
 
+// From this size on anonymous memory asks for huge pages: the kernel's copies to and from it miss the TLB less.
+constexpr size_t kHugeBytes = 2 << 20;
+
 // map(fd, length, offset, writable, populate): {buffer, address, handle}. fd -1 maps anonymous memory. The mapping goes
 // with the garbage collector, or at once with unmap(buffer, handle).
 Napi::Value Map(const Napi::CallbackInfo& info) {
@@ -29,10 +32,20 @@ Napi::Value Map(const Napi::CallbackInfo& info) {
   const size_t length = Address(info, 1);
   const off_t offset = static_cast<off_t>(Address(info, 2));
   const bool writable = info[3].As<Napi::Boolean>().Value();
-  const int populate = info[4].As<Napi::Boolean>().Value() ? MAP_POPULATE : 0;
-  const int flags = (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED) | populate;
+  const bool populate = info[4].As<Napi::Boolean>().Value();
+  const bool huge = fd < 0 && length >= kHugeBytes;
+  const int flags = (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED) | (populate && !huge ? MAP_POPULATE : 0);
   void* address = mmap(nullptr, length, PROT_READ | (writable ? PROT_WRITE : 0), flags, fd, offset);
   if (address == MAP_FAILED) throw SystemError(env, "mmap", errno);
+  if (huge) {
+    // Only a wish: a kernel without huge pages refuses it. Pages are made present after it, not by mmap before.
+    madvise(address, length, MADV_HUGEPAGE);
+    if (populate && madvise(address, length, MADV_POPULATE_WRITE) != 0) {
+      const int error = errno;
+      munmap(address, length);
+      throw SystemError(env, "madvise", error);
+    }
+  }
   Mapping* mapping = new Mapping{address, length};
   Napi::Object result = Napi::Object::New(env);
   result.Set("buffer", Napi::ArrayBuffer::New(env, address, length, Release, mapping));

@@ -18,6 +18,7 @@ import type { Gathering } from './gathering.ts';
 import { Incoming } from './incoming.ts';
 import type { NodeIo } from './node-io.ts';
 import { mergesZeroes } from './partial-blocks.ts';
+import type { ReadBudget } from './read-budget.ts';
 import type { RequestMemory } from './request-memory.ts';
 import { hasExcessivePayload, refusalOf } from './rules.ts';
 import { NO_SLOT, type Slots } from './slots.ts';
@@ -44,6 +45,7 @@ export class Receiver {
   readonly #admission: Admission;
   readonly #engine: Engine;
   readonly #gathering: Gathering;
+  readonly #budget: ReadBudget;
   readonly #io: NodeIo;
   readonly #view: DataView;
   readonly #bytes: Uint8Array;
@@ -57,6 +59,7 @@ export class Receiver {
     admission: Admission;
     engine: Engine;
     gathering: Gathering;
+    budget: ReadBudget;
     io: NodeIo;
     host: ReceiverHost;
     stats: Float64Array;
@@ -66,6 +69,7 @@ export class Receiver {
     this.#admission = parts.admission;
     this.#engine = parts.engine;
     this.#gathering = parts.gathering;
+    this.#budget = parts.budget;
     this.#io = parts.io;
     this.#view = parts.io.memory.view;
     this.#bytes = parts.io.memory.bytes;
@@ -165,8 +169,10 @@ export class Receiver {
 
   #beginRead(connection: Connection, request: Incoming): boolean {
     const span = request.spanBytes;
+    if (!this.#budget.allows(connection.index)) return false;
     const slot = this.#take(connection, request, Math.min(span, PART_BYTES_MAX), false);
     if (slot === NO_SLOT) return false;
+    this.#budget.take(span);
     this.#count(Stat.reads, 1);
     this.#count(Stat.readBytes, request.length);
     connection.rxLimitBytes = connection.rxSizeBytes;

@@ -36,6 +36,7 @@ import { Lifecycle } from './lifecycle.ts';
 import { LocalRequests } from './local-requests.ts';
 import { type NodeIo, OP_ACCEPT, OP_DISK, OP_RECEIVE, OP_RECEIVE_PAYLOAD, OP_SEND } from './node-io.ts';
 import { Peeker } from './peeker.ts';
+import { ReadBudget } from './read-budget.ts';
 import { Receiver } from './receiver.ts';
 import { COMMIT_BASE, RegionCommitter } from './region-commit.ts';
 import { Repairer } from './repairer.ts';
@@ -60,6 +61,7 @@ export class NodeServer {
   readonly #volumes: VolumeTable;
   readonly #engine: Engine;
   readonly #gathering: Gathering;
+  readonly #budget: ReadBudget;
   readonly #receiver: Receiver;
   readonly #transmitter: Transmitter;
   readonly #committer: RegionCommitter;
@@ -99,7 +101,10 @@ export class NodeServer {
     const volumes = new VolumeTable(io, slots);
     const engine = new Engine({ slots, memory, io, host: this, stats });
     const gathering = new Gathering(io, settings.connectionsMax);
-    const receiver = new Receiver({ slots, memory, admission, engine, gathering, io, host: this, stats });
+    const budget = new ReadBudget(settings.connectionsMax);
+    const receiver = new Receiver({
+      ...{ slots, memory, admission, engine, gathering, budget, io, host: this, stats },
+    });
     const transmitter = new Transmitter({ slots, memory, engine, io, host: this, stats });
     const committer = new RegionCommitter(io, pool, this);
     const cleaner = new Cleaner(io, committer, this);
@@ -134,6 +139,7 @@ export class NodeServer {
     this.#volumes = volumes;
     this.#engine = engine;
     this.#gathering = gathering;
+    this.#budget = budget;
     this.#receiver = receiver;
     this.#transmitter = transmitter;
     this.#committer = committer;
@@ -205,6 +211,7 @@ export class NodeServer {
   onBatchEnd(): void {
     this.#engine.settleBatch();
     this.#gathering.release(this.#resume);
+    this.#budget.renew(this.#resume);
     this.#serveTouched();
     if (this.#admission.someoneWaits) {
       this.#admission.serveWaiting(this.#serveWaiting);
@@ -218,7 +225,7 @@ export class NodeServer {
 
   /** The longest that the worker may wait for completions, in microseconds; -1: without bound. */
   get waitUsMax(): number {
-    return this.#gathering.leftUs;
+    return this.#budget.someoneWaits ? 0 : this.#gathering.leftUs;
   }
 
   onTick(nowMs: number): void {
