@@ -24,7 +24,7 @@ const USAGE = `usage: npm run bench -- [first|node|agent] [options]
   agent   every datapath, one and two mirrors, against the kernel's nbd client and its NVMe/TCP, in the VM
   --quick         few jobs (unless --only), short runs
   --rounds N      how often each cell is measured
-  --server NAME   first, agent: node (ours) or nbdkit
+  --server NAME   first, agent: node (ours) or nbdkit; node: those to compare with, separated by commas
   --patience S    for how long cells may wait for a quiet host, all in all
   --only LIST     only jobs whose name contains one of these, such as '4k read,64k'
   --section LIST  agent: some of tap, loopback, peer, separated by commas; node: memory, disk

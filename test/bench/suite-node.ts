@@ -130,13 +130,16 @@ export async function suiteNode(options: SuiteOptions): Promise<SuiteResult> {
   };
 }
 
-/** All servers, or ours and the one asked for. Throws BW_INVALID_ARGUMENT. */
+/** All servers, or ours and those asked for: names with commas between them. Throws BW_INVALID_ARGUMENT. */
 function serverKinds(asked: string | null): readonly ServerKind[] {
   if (asked === null) return SERVER_KINDS;
-  const kind = SERVER_KINDS.find((candidate) => candidate === asked);
-  if (kind === undefined)
-    throw new BlockwireError('BW_INVALID_ARGUMENT', `--server ${asked}: one of ${SERVER_KINDS.join(', ')}`);
-  return kind === OURS ? [OURS] : [OURS, kind];
+  const wanted = new Set([OURS, ...asked.split(',')]);
+  const known = SERVER_KINDS.filter((kind) => wanted.has(kind));
+  if (known.length < wanted.size) {
+    const names = SERVER_KINDS.join(', ');
+    throw new BlockwireError('BW_INVALID_ARGUMENT', `--server ${asked}: one or more of ${names}`);
+  }
+  return known;
 }
 
 interface Timing {
