@@ -70,6 +70,20 @@ async function until(client: RestClient, id: string, isDone: (volume: Volume) =>
   }
 }
 
+/** What `blockwire events` tells of a volume from its beginning, up to the first event of this type. */
+async function events(rest: string, volume: Volume, last: string): Promise<string[]> {
+  const args = ['--rest', rest, 'events', '--volume', volume.id, '--after', '0', '--json'];
+  const child = spawn(LAUNCHER, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  const found: string[] = [];
+  for await (const line of createInterface({ input: child.stdout })) {
+    const { type, node = '' } = JSON.parse(line) as { type: string; node?: string };
+    found.push(`${type} ${node}`.trim());
+    if (type === last) break;
+  }
+  child.kill();
+  return found;
+}
+
 const nodesOf = ({ replicas }: Volume): string[] => replicas.map(({ node }) => node).sort();
 
 test('a drained node is emptied, and its replica is the same elsewhere', { timeout: 120_000 }, async (t) => {
@@ -86,6 +100,12 @@ test('a drained node is emptied, and its replica is the same elsewhere', { timeo
   assert.equal(moved.replicas.length, 2);
   assert.equal(moved.degraded, false);
   assert.deepEqual(await digests(moved), [before, before]);
+  const added = nodesOf(moved).find((node) => !nodesOf(volume).includes(node));
+  assert.deepEqual(await events(rest, volume, 'replica.deleted'), [
+    ...['volume.created', 'volume.available', `replica.replacing ${added}`],
+    ...[`replica.rebuilding ${added}`, `replica.inSync ${added}`],
+    ...[`replica.stale ${drained}`, `replica.removed ${drained}`, `replica.deleted ${drained}`],
+  ]);
 });
 
 test('a node that was killed is replaced by another after its time', { timeout: 120_000 }, async (t) => {
