@@ -2,11 +2,13 @@
  * The control plane's store: one for all of its processes, whose commits take a while, and are made or not when the process
  * dies meanwhile.
  */
+import type { ControlEvent } from '@blockwire/control/domain/events.ts';
 import { type VolumeRecord, volumes } from '@blockwire/control/domain/records.ts';
 import { MemoryStore } from '@blockwire/control/store/memory.ts';
 import type { Change, CommitResult, JsonValue, MetadataStore } from '@blockwire/control/store/store.ts';
 import type { Mutation } from './mutations.ts';
 import type { Process } from './network.ts';
+import { mistold } from './told.ts';
 import type { World } from './world.ts';
 
 const COMMIT_MS = 0.5;
@@ -15,18 +17,21 @@ export class ControlStore {
   readonly #world: World;
   readonly #mutation: Mutation;
   readonly #onVolume: (volume: VolumeRecord) => void;
+  readonly #onMistold: (what: string) => void;
   readonly #store = new MemoryStore();
   #volume: VolumeRecord | null = null;
 
-  /** @param options.onVolume the volume's record was committed */
+  /** @param options onVolume: the volume's record was committed; onMistold: with events that do not say what it did */
   constructor(options: {
     readonly world: World;
     readonly mutation: Mutation;
     readonly onVolume: (volume: VolumeRecord) => void;
+    readonly onMistold: (what: string) => void;
   }) {
     this.#world = options.world;
     this.#mutation = options.mutation;
     this.#onVolume = options.onVolume;
+    this.#onMistold = options.onMistold;
   }
 
   /** The volume as it was committed last. */
@@ -49,7 +54,7 @@ export class ControlStore {
           if (!processOf().isAlive && world.random.oneIn(2)) return;
           world.touch();
           void this.#commit(this.#mutated(changes), events).then((result) => {
-            if (result.committed) this.#observe(changes);
+            if (result.committed) this.#observe(changes, events);
             processOf().enter(() => {
               world.touch();
               resolve(result);
@@ -93,11 +98,15 @@ export class ControlStore {
     });
   }
 
-  #observe(changes: readonly Change[]): void {
+  #observe(changes: readonly Change[], events: readonly JsonValue[] = []): void {
     for (const { key, value } of this.#mutated(changes)) {
       if (!key.startsWith('volume/') || value === undefined) continue;
+      const before = this.volume;
       this.#volume = value as unknown as VolumeRecord;
       this.#onVolume(this.#volume);
+      // What a mutation changes it does not tell.
+      const what = mistold(before, this.#volume, events as unknown as readonly ControlEvent[]);
+      if (what !== null && this.#mutation === null) this.#onMistold(what);
     }
   }
 }

@@ -15,6 +15,8 @@ const SECOND_LIFE_MS = 2000;
 export interface ControlHost extends MembersHost {
   /** A volume's record was committed. */
   onVolume(volume: VolumeRecord): void;
+  /** Its events do not say what a commit did. */
+  onMistold(what: string): void;
 }
 
 export class SimControl {
@@ -29,7 +31,11 @@ export class SimControl {
   constructor(host: ControlHost) {
     const { world, mutation } = host;
     this.#host = host;
-    this.#store = new ControlStore({ world, mutation, onVolume: (volume) => host.onVolume(volume) });
+    this.#store = new ControlStore({
+      ...{ world, mutation },
+      onVolume: (volume) => host.onVolume(volume),
+      onMistold: (what) => host.onMistold(what),
+    });
     this.members = new Members(host, () => this.#current);
   }
 

@@ -82,6 +82,9 @@ class Simulation implements Cluster {
       network: this.network,
       mutation: this.mutation,
       onVolume: (volume) => this.#observe(volume),
+      onMistold: (what) => {
+        this.#failure ??= what;
+      },
       nodeCommand: (id, process, commandId, action) => this.node(id).command(process, commandId, action),
       nodeRepair: (id, process, order) => this.node(id).repair(process, order),
       agentCommand: (id, process, commandId, action) =>
