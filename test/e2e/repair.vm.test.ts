@@ -113,6 +113,8 @@ describe('replicas that move', () => {
   it('what rotted on a disk is found by a scrub and repaired, under the device', async () => {
     const [volume, { id, device }] = await world.attachNew('rotten', SIZE_BYTES);
     await world.shell(`dd if=/dev/urandom of=${device} bs=1M count=16 oflag=direct conv=fsync`);
+    // One that fell behind on a busy host would be rebuilt, and the rot written over.
+    await world.inSync([volume]);
     const rotten = volume.replicas[0]!.node;
     await rot(rotten, volume, { offset: 9 * MIB + 5, text: 'rot' });
     await world.rest.scrub(volume.id);
@@ -139,6 +141,7 @@ describe('replicas that move', () => {
     const [volume, { id, device }] = await world.attachNew('read', SIZE_BYTES);
     await world.shell('dd if=/dev/urandom of=/run/written bs=1M count=16');
     await world.shell(`dd if=/run/written of=${device} bs=1M oflag=direct conv=fsync`);
+    await world.inSync([volume]);
     const good = await world.replicaDigests(volume);
     assert.equal(good[0], good[1]);
     // On each replica another region, all of it: whichever is asked for a part of it meets the rot.
