@@ -115,6 +115,10 @@ describe('replicas that move', () => {
     await world.shell(`dd if=/dev/urandom of=${device} bs=1M count=16 oflag=direct conv=fsync`);
     // One that fell behind on a busy host would be rebuilt, and the rot written over.
     await world.inSync([volume]);
+    const repaired = (): Promise<number> =>
+      world.controlMetric('blockwire_control_regions_total', { result: 'repaired' });
+    const before = await repaired();
+    const [good] = await world.replicaDigests(volume);
     const rotten = volume.replicas[0]!.node;
     await rot(rotten, volume, { offset: 9 * MIB + 5, text: 'rot' });
     await world.rest.scrub(volume.id);
@@ -123,17 +127,17 @@ describe('replicas that move', () => {
       (now) => typeof now.scrub?.finishedAt === 'string',
       90_000,
     );
-    const found = scrub!.replicas.map(({ node, ...result }) => {
-      const { mismatchedRegions, repairedRegions, error } = result;
-      return [node === rotten, mismatchedRegions, repairedRegions, error];
-    });
-    assert.deepEqual(found.toSorted(), [
-      [false, 0, 0, null],
-      [true, 1, 1, null],
-    ]);
+    for (const { node, mismatchedRegions, error } of scrub!.replicas) {
+      assert.equal(error, null);
+      // The scrub of the other one reads here too, and may be first: then it is the node that tells of it.
+      assert.ok(mismatchedRegions <= (node === rotten ? 1 : 0), `${mismatchedRegions} at ${node}`);
+    }
+    await eventually(
+      () => world.replicaDigests(volume),
+      (now) => now.every((digest) => digest === good),
+    );
+    await eventually(repaired, (now) => now > before);
     await world.rest.detach(id);
-    const digests = await world.replicaDigests(volume);
-    assert.equal(digests[0], digests[1]);
     await world.rest.deleteVolume(volume.id);
   });
 

@@ -142,6 +142,11 @@ export class World<C extends Cluster = Cluster> {
     return metric(await response.text(), name);
   }
 
+  async controlMetric(name: string, labels: Readonly<Record<string, string>> = {}): Promise<number> {
+    const response = await fetch(`${this.rest.url}/metrics`);
+    return metric(await response.text(), name, labels);
+  }
+
   async agentMetric(name: string, labels: Readonly<Record<string, string>> = {}): Promise<number> {
     return metric(await this.agent.get('/metrics'), name, labels);
   }
