@@ -75,7 +75,11 @@ export class Mirror implements OrderHost {
   failoverCount = 0;
   retryCount = 0;
 
-  /** @param links may grow before a membership names what is new. @param inSync a bit for each index of `links` */
+  /**
+   * @param options.links may grow before a membership names what is new
+   * @param options.inSync a bit for each index of `links`
+   * @param options.standing another one of the simulator's, which is wrong on purpose
+   */
   constructor(options: {
     requests: RequestTable;
     links: readonly ReplicaLink[];
@@ -83,13 +87,14 @@ export class Mirror implements OrderHost {
     inSync: number;
     ranges?: SharedRanges | null;
     agreement?: Agreement | null;
+    standing?: Standing;
   }) {
     const { requests, links, host, inSync, ranges = null, agreement = null } = options;
     this.#requests = requests;
     this.#links = links;
     this.#host = host;
     this.#agreement = agreement;
-    this.#standing = new Standing(inSync);
+    this.#standing = options.standing ?? new Standing(inSync);
     this.#order = new RequestOrder({ requests, host: this, ranges });
     this.#inFlight = this.#order.inFlight;
     this.#reads = new Reads({ requests, links, standing: this.#standing, agreement });

@@ -3,6 +3,7 @@ import { Agreement } from '@blockwire/agent/datapath/agreement.ts';
 import { type Fence, Mirror, type MirrorHost } from '@blockwire/agent/datapath/mirror.ts';
 import { SharedRanges } from '@blockwire/agent/datapath/ranges.ts';
 import { Operation, RequestTable } from '@blockwire/agent/datapath/request.ts';
+import { Standing } from '@blockwire/agent/datapath/standing.ts';
 import { type LinkHost, SimLink } from './link.ts';
 import type { Mailbox, Process } from './network.ts';
 import type { Cluster } from './node.ts';
@@ -100,6 +101,7 @@ export class SimQueue implements MirrorHost, LinkHost {
     const agreement = isAlone ? null : new Agreement(options.agreement);
     this.mirror = new Mirror({
       ...{ requests: this.requests, links: this.#links, host: this, inSync: 0, ranges, agreement },
+      standing: mutation === 'serve-rebuilding' ? new ServingRebuilds(0) : new Standing(0),
     });
     this.#mutate(agreement);
     this.membership(membership);
@@ -243,14 +245,14 @@ export class SimQueue implements MirrorHost, LinkHost {
         };
         break;
       }
-      case 'serve-rebuilding':
-        Object.defineProperty(mirror, 'servingMask', { get: () => mirror.writtenMask & this.#upMask() });
-        break;
       default:
     }
   }
+}
 
-  #upMask(): number {
-    return this.#links.reduce((mask, link, replica) => (link.isUp ? mask | (1 << replica) : mask), 0);
+/** For a mutation: reads from replicas that are being rebuilt. */
+class ServingRebuilds extends Standing {
+  override get serving(): number {
+    return this.reachable;
   }
 }
