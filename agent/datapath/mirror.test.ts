@@ -604,6 +604,10 @@ test('a write that fails on the last replica in sync ends the rebuilds that copy
   bench.answer(0, 0, 5);
   assert.deepEqual(bench.lost, [1]);
   assert.deepEqual(bench.completed, [], 'it is on a replica that may be in sync before the verdict');
+  // Memberships that know nothing of it yet, the last one of a rebuild that has ended.
+  bench.mirror.membership(0b01, 0b10);
+  bench.mirror.membership(0b11);
+  assert.deepEqual([bench.lost, bench.completed], [[1, 1, 1], []], 'reported until there is a verdict');
   bench.mirror.membership(0b01);
   bench.down(1);
   assert.deepEqual(bench.completed, [[0, -5]]);

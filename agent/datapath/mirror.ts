@@ -24,6 +24,7 @@ export type { Fence } from './fences.ts';
 
 export const REPLICAS_COUNT_MAX = 8;
 const EIO = 5;
+const SPOILED = 'a write failed on the last replica in sync';
 
 /** The way to one replica. */
 export interface ReplicaLink {
@@ -67,6 +68,8 @@ export class Mirror implements OrderHost {
   #hasLoss = false;
   /** Of the agreement's losses, those that are noted here. */
   #lossCount = 0;
+  /** Being rebuilt, and no longer right: reported until they have left, whatever their links do. */
+  #spoiled = 0;
   #failing = false;
   #failingUnserved = false;
   /** Reads answered with an error by a replica. */
@@ -210,6 +213,7 @@ export class Mirror implements OrderHost {
     if (this.#failing) return;
     const standing = this.#standing;
     const { left, kept } = standing.change(inSync, rebuilding, rejoined);
+    this.#spoiled &= kept;
     if (rebuilding === 0) this.#fences.dropJoin();
     for (let replica = 0; replica < this.#links.length; replica++) {
       const bit = 1 << replica;
@@ -220,7 +224,8 @@ export class Mirror implements OrderHost {
         standing.leaving &= ~bit;
         this.#forget(replica);
       } else if ((kept & bit) !== 0) {
-        if ((standing.up & bit) !== 0) this.#resume(replica);
+        if ((this.#spoiled & bit) !== 0) this.#loseOrWait(replica, SPOILED);
+        else if ((standing.up & bit) !== 0) this.#resume(replica);
         else this.#loseOrWait(replica, 'it does not answer');
       }
     }
@@ -351,9 +356,9 @@ export class Mirror implements OrderHost {
   #loseRebuilds(tag: number): void {
     const { joined } = this.#standing;
     this.#awaited[tag] = this.#awaited[tag]! | joined;
+    this.#spoiled |= joined;
     for (let replica = 0; replica < this.#links.length; replica++) {
-      if ((joined & (1 << replica)) !== 0)
-        this.#loseOrWait(replica, 'a write failed on the last replica in sync');
+      if ((joined & (1 << replica)) !== 0) this.#loseOrWait(replica, SPOILED);
     }
   }
 
