@@ -43,7 +43,7 @@ const MUTANTS: readonly MutationName[] = [
   'acknowledge-early',
   'skip-barrier',
   'ignore-checksum',
-  'repair-over-intents',
+  'repair-at-old-epoch',
 ];
 for (const mutation of MUTANTS) {
   test(`noticed: ${mutation}`, async () => {
