@@ -612,3 +612,17 @@ test('a write that fails on the last replica in sync ends the rebuilds that copy
   bench.down(1);
   assert.deepEqual(bench.completed, [[0, -5]]);
 });
+
+test('a rebuild that a failed write has spoiled is served again once it is the last one in sync', () => {
+  const bench = new Bench(2);
+  bench.mirror.membership(0b01, 0b10);
+  bench.down(1);
+  bench.mirror.linkUp(1);
+  bench.start(0, Operation.WRITE);
+  bench.answer(1, 0);
+  bench.answer(0, 0, 5);
+  bench.mirror.membership(0b10);
+  bench.down(0);
+  bench.answer(1, 0);
+  assert.deepEqual(bench.completed, [[0, -5]]);
+});

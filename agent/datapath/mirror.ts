@@ -224,8 +224,9 @@ export class Mirror implements OrderHost {
         standing.leaving &= ~bit;
         this.#forget(replica);
       } else if ((kept & bit) !== 0) {
-        if ((this.#spoiled & bit) !== 0) this.#loseOrWait(replica, SPOILED);
-        else if ((standing.up & bit) !== 0) this.#resume(replica);
+        // The last one in sync is no longer lost, spoiled or not: its content is the truth.
+        if ((this.#spoiled & bit) !== 0 && this.#loseOrWait(replica, SPOILED)) continue;
+        if ((standing.up & bit) !== 0) this.#resume(replica);
         else this.#loseOrWait(replica, 'it does not answer');
       }
     }

@@ -176,7 +176,7 @@ test('a replica whose node is offline is stale from the attach on', async (t) =>
 });
 
 test('a node that does not take the new generation makes its replica stale', async (t) => {
-  const { cluster, volume } = await setUp(t, { nodeCount: 3, timing: { installEpochMs: 50 } });
+  const { cluster, volume } = await setUp(t, { nodeCount: 3, timing: { installEpochMs: 1000 } });
   cluster.nodes[0]!.react = ({ action }) => (action === 'installEpoch' ? 'never' : undefined);
   cluster.nodes[1]!.react = ({ action }) => (action === 'installEpoch' ? 'BW_REPLICA_NOT_FOUND' : undefined);
   assert.equal((await attach(cluster, { volume: volume.id })).status, 201);
