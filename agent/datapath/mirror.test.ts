@@ -594,7 +594,8 @@ test('an error of one replica on a read is counted', () => {
   assert.equal(bench.mirror.readErrorCount, 1);
 });
 
-test('a write that fails on the last replica in sync ends the rebuilds that copy from it, and then itself', () => {
+/** Replica 1 is being rebuilt and has acknowledged the write of tag 0, which has failed on replica 0, the one in sync. */
+function spoiledRebuild(): Bench {
   const bench = new Bench(2);
   bench.mirror.membership(0b01, 0b10);
   bench.down(1);
@@ -602,6 +603,11 @@ test('a write that fails on the last replica in sync ends the rebuilds that copy
   bench.start(0, Operation.WRITE);
   bench.answer(1, 0);
   bench.answer(0, 0, 5);
+  return bench;
+}
+
+test('a write that fails on the last replica in sync ends the rebuilds that copy from it, and then itself', () => {
+  const bench = spoiledRebuild();
   assert.deepEqual(bench.lost, [1]);
   assert.deepEqual(bench.completed, [], 'it is on a replica that may be in sync before the verdict');
   // Memberships that know nothing of it yet, the last one of a rebuild that has ended.
@@ -614,13 +620,7 @@ test('a write that fails on the last replica in sync ends the rebuilds that copy
 });
 
 test('a rebuild that a failed write has spoiled is served again once it is the last one in sync', () => {
-  const bench = new Bench(2);
-  bench.mirror.membership(0b01, 0b10);
-  bench.down(1);
-  bench.mirror.linkUp(1);
-  bench.start(0, Operation.WRITE);
-  bench.answer(1, 0);
-  bench.answer(0, 0, 5);
+  const bench = spoiledRebuild();
   bench.mirror.membership(0b10);
   bench.down(0);
   bench.answer(1, 0);
