@@ -91,6 +91,7 @@ class Command implements MachineProcess {
   #keptBytes = 0;
   #timedOut = false;
   #ended = false;
+  #failure: BlockwireError | null = null;
 
   constructor(
     send: (type: number, payload: Uint8Array) => void,
@@ -123,8 +124,8 @@ class Command implements MachineProcess {
         const match = pattern.exec(this.#output());
         if (match) resolve(match);
         else if (this.#ended) {
-          const message = `The command ended before it printed ${pattern}: ${this.#output()}`;
-          reject(new BlockwireError('BW_IO', message));
+          const message = `The command ended before it printed ${pattern}: ${this.#output()}${this.#failure?.message ?? ''}`;
+          reject(new BlockwireError('BW_IO', message, { cause: this.#failure }));
         } else return;
         this.#waiters.delete(look);
       };
@@ -147,6 +148,7 @@ class Command implements MachineProcess {
   }
 
   fail(error: BlockwireError): void {
+    this.#failure = error;
     this.#end();
     this.#done.reject(error);
   }

@@ -47,6 +47,14 @@ describe('the VM on slirp', () => {
     await vm.check(untilGone(Number(output)));
   });
 
+  it('lives on while the kernel patches its own text under load', async () => {
+    const events = '/sys/kernel/tracing/events';
+    const toggle = `for e in sched syscalls irq timer kmem; do echo 1 > ${events}/$e/enable; echo 0 > ${events}/$e/enable; done`;
+    const load = 'while :; do cat /proc/self/stat; done > /dev/null';
+    await vm.check(`(${load}) & (${load}) & for i in {1..60}; do ${toggle}; done; kill %1 %2`);
+    assert.equal((await vm.check('dmesg | grep -c Oops || true')).trim(), '0');
+  });
+
   it('runs commands at the same time', async () => {
     const fifo = '/tmp/rendezvous';
     await vm.check(`mkfifo ${fifo}`);

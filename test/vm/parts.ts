@@ -117,7 +117,8 @@ export class Parts {
   async describeEnd(): Promise<string> {
     const qemu = this.#processes.at(-1);
     if (qemu && isRunning(qemu)) await Promise.race([once(qemu, 'exit'), delay(1000)]);
-    return `The VM has ended. The last lines of its console:\n${await this.consoleTail()}`;
+    const how = qemu?.exitCode ?? qemu?.signalCode ?? 'still running';
+    return `The VM has ended (qemu: ${how}). ${this.#messages}\nThe last lines of its console:\n${await this.consoleTail()}`;
   }
 
   close(): Promise<void> {

@@ -27,8 +27,9 @@ const SEARCHED = [
   '/usr/libexec',
 ];
 
-/** The program's full path. Throws BW_UNSUPPORTED_HOST naming the package that has it. */
+/** The program's full path; a full path is believed. Throws BW_UNSUPPORTED_HOST naming the package that has it. */
 export function findProgram(name: string): string {
+  if (path.isAbsolute(name)) return name;
   for (const directory of SEARCHED) {
     const candidate = path.join(directory, name);
     try {

@@ -6,10 +6,11 @@ import type { Kernel } from './kernel.ts';
 
 export type Accelerator = 'kvm' | 'tcg';
 
-/** Emulated boots die now and then: races in the kernel's text patching that real processors do not have. */
+/** Emulated boots may die of races that real processors do not have. */
 const BOOTS_MAX = 4;
 
 export interface QemuOptions {
+  readonly firmwareArgs: readonly string[];
   readonly accelerator: Accelerator;
   readonly kernel: Kernel;
   readonly initramfsPath: string;
@@ -53,6 +54,7 @@ export function qemuArgs(options: QemuOptions): string[] {
     `vhost-user-fs-pci,chardev=${tag},tag=${tag}`,
   ];
   return [
+    options.firmwareArgs,
     ['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ['-machine', 'q35,memory-backend=memory', ...ACCELERATION[options.accelerator]],
     ['-smp', `${options.cpus}`, '-m', `${options.memoryMiB}M`],

@@ -8,6 +8,7 @@ import * as path from 'node:path';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
 import { fillStripped } from '@blockwire/shared/stripped/fill.ts';
 import { AgentClient } from './agent-client.ts';
+import { type Emulator, ensureEmulator } from './emulator.ts';
 import { HostMachine, isHostWanted } from './host.ts';
 import { buildInitramfs } from './initramfs.ts';
 import { cacheDirectory, ensureKernel, type Kernel } from './kernel.ts';
@@ -35,6 +36,13 @@ export interface VmOptions {
 const REPOSITORY = path.resolve(import.meta.dirname, '../..');
 /** Where guest/init mounts the shared directory. */
 const SHARED_PATH = '/mnt/host';
+
+/** What a machine is booted with. */
+interface Means {
+  readonly kernel: Kernel;
+  readonly emulator: Emulator;
+  readonly accelerator: Accelerator;
+}
 
 interface Running {
   readonly agent: AgentClient;
@@ -71,6 +79,7 @@ export class Vm implements Machine {
     const onProgress = options.onProgress ?? (() => {});
     const cache = cacheDirectory();
     const kernel = await ensureKernel(cache, { onProgress });
+    const emulator = await ensureEmulator(cache, onProgress);
     fillStripped();
     await sweep();
     const memory = new AcceleratorMemory(cache);
@@ -78,7 +87,7 @@ export class Vm implements Machine {
     for (const accelerator of await memory.attempts()) {
       onProgress(`Booting Linux ${kernel.release} (${accelerator})${failure ? ', again' : ''}`);
       try {
-        const vm = await Vm.#bootOnce(kernel, accelerator, options);
+        const vm = await Vm.#bootOnce({ kernel, emulator, accelerator }, options);
         await memory.remember(accelerator);
         return vm;
       } catch (error) {
@@ -89,7 +98,7 @@ export class Vm implements Machine {
     throw failure;
   }
 
-  static async #bootOnce(kernel: Kernel, accelerator: Accelerator, options: VmOptions): Promise<Vm> {
+  static async #bootOnce({ kernel, emulator, accelerator }: Means, options: VmOptions): Promise<Vm> {
     const parts = new Parts();
     try {
       await parts.create();
@@ -110,8 +119,9 @@ export class Vm implements Machine {
       await parts.startFileServer('share', parts.sharePath, 'cache=auto,timeout=0');
       const { connected } = await parts.listen();
       const qemu = parts.start(
-        'qemu-system-x86_64',
+        emulator.program,
         qemuArgs({
+          firmwareArgs: emulator.args,
           accelerator,
           kernel,
           initramfsPath: parts.file('initramfs'),
