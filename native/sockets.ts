@@ -93,7 +93,8 @@ export function openTcp(family: number): number {
 /**
  * Small messages leave at once; a peer that stops acknowledging is given up after `unackedTimeoutMs`. What is lost while
  * little is under way is sent again every 200 ms, six times (net/ipv4/tcp_timer.c), and not after 200, 600, 1400 ms: lost
- * packets are not to look like a peer that is gone.
+ * packets are not to look like a peer that is gone. With BBR the timeouts double all the same: it never sets the threshold by
+ * which the kernel knows that slow start is over (include/net/tcp.h, tcp_in_initial_slowstart).
  */
 export function tuneDataSocket(fd: number, unackedTimeoutMs: number): void {
   native.setSocketOption(fd, IPPROTO_TCP, TCP_NODELAY, new Int32Array([1]));

@@ -111,7 +111,8 @@ export class Guest {
     if (isNvme) this.#nvmeUsed += spec.mirrors;
     if (isOurs(spec.kind)) {
       const queues = spec.queues > 1 ? ['--queues', String(spec.queues)] : [];
-      const flags = [...OURS[spec.kind], ...queues];
+      const small = spec.smallKib === null ? [] : ['--small', String(spec.smallKib * 1024)];
+      const flags = [...OURS[spec.kind], ...queues, ...small];
       const tellsCopies = spec.kind !== 'splice';
       return this.#attachOurs(spec.name, { flags, sizeBytes: options.sizeBytes, targets, tellsCopies });
     }
