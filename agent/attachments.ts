@@ -223,6 +223,7 @@ export class Attachments {
       blockSizeBytes: blockSizeBytes || config.blockSizeBytes,
       readOnly: readOnly ?? false,
       replicaTimeoutMs: config.replicaTimeoutMs,
+      busyPollUsMax: config.busyPollUsMax,
       ioTimeoutMs: ioTimeoutMs || config.ioTimeoutMs,
       reportLost,
       onFatal,

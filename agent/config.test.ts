@@ -19,6 +19,7 @@ test('bad options are refused with their name', () => {
     [['--block-size', '1024'], /--block-size/],
     [['--io-timeout', 'soon'], /--io-timeout/],
     [['--metrics-port', '-1'], /metrics-port/],
+    [['--busy-poll', '10001'], /--busy-poll/],
     [['--frobnicate'], /frobnicate/],
     [['stray'], /stray/],
   ];

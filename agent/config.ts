@@ -20,6 +20,8 @@ export interface AgentConfig {
   readonly ioTimeoutMs: number;
   readonly ioSizeBytesMax: number;
   readonly replicaTimeoutMs: number;
+  /** Zero: queues sleep at once. */
+  readonly busyPollUsMax: number;
   /** Where the lock and the socket are. */
   readonly runDir: string;
   /** Take over from the process of this agent that runs. */
@@ -27,6 +29,9 @@ export interface AgentConfig {
   /** Print one JSON line on stdout when ready. */
   readonly json: boolean;
 }
+
+/** As KVM's halt polling (halt_poll_ns). */
+export const BUSY_POLL_US_DEFAULT = 200;
 
 export const AGENT_USAGE = `blockwire agent: serves volumes as /dev/ublkbN on this host
   --id NAME                  stable name of this agent (default: the host's name)
@@ -40,6 +45,8 @@ export const AGENT_USAGE = `blockwire agent: serves volumes as /dev/ublkbN on th
   --io-size BYTES            largest I/O, a multiple of 4096 up to 32 MiB (default 1048576)
   --replica-timeout MS       silence after which a replica is reported lost (default 1000)
   --io-timeout MS            I/O fails when no in-sync replica answers for so long; 0: it waits (default 0)
+  --busy-poll US             while few requests are in flight and answers come within so long, a queue polls for them
+                             instead of sleeping; 0: never (default ${BUSY_POLL_US_DEFAULT})
   --run-dir DIR              lock and socket of this agent (default /run/blockwire)
   --handover                 take over from the agent of this name that runs (blockwire agent handover)
   --json                     print one JSON line when ready`;
@@ -67,6 +74,7 @@ export function parseConfig(argv: readonly string[]): AgentConfig {
     queueDepth: integer('--queue-depth', values['queue-depth'] ?? '128', 1, 4096),
     ioSizeBytesMax,
     replicaTimeoutMs: integer('--replica-timeout', values['replica-timeout'] ?? '1000', 100, 3_600_000),
+    busyPollUsMax: integer('--busy-poll', values['busy-poll'] ?? String(BUSY_POLL_US_DEFAULT), 0, 10_000),
     json: values.json ?? false,
   };
 }
@@ -89,6 +97,7 @@ function parse(argv: readonly string[]) {
         handover: { type: 'boolean' },
         'io-size': { type: 'string' },
         'replica-timeout': { type: 'string' },
+        'busy-poll': { type: 'string' },
         json: { type: 'boolean' },
       },
     });

@@ -55,6 +55,8 @@ export interface DeviceOptions {
   readonly blockSizeBytes: number;
   readonly readOnly: boolean;
   readonly replicaTimeoutMs: number;
+  /** See PollWindow; 0: a queue's worker sleeps at once. */
+  readonly busyPollUsMax: number;
   /** I/O fails when no in-sync replica has answered for so long; zero: it waits. */
   readonly ioTimeoutMs: number;
   /** A queue worker failed: only a new process can serve the device again. */
@@ -224,9 +226,9 @@ export class BlockDevice {
 
   async #startQueues(kernel: KernelDevice, info: DeviceInfo, ioSizeBytesMax: number): Promise<void> {
     const charFd = await kernel.openChar();
-    const { datapath, ladder, replicaTimeoutMs, agentId, attachmentId } = this.#options;
+    const { datapath, ladder, replicaTimeoutMs, busyPollUsMax, agentId, attachmentId } = this.#options;
     const { fetched } = this.io.start(`ublk-${info.id}`, {
-      ...{ charFd, ioSizeBytesMax, datapath, ladder, replicaTimeoutMs },
+      ...{ charFd, ioSizeBytesMax, datapath, ladder, replicaTimeoutMs, busyPollUsMax },
       queueCount: info.queueCount,
       queueDepth: info.queueDepth,
       sizeBytes: this.#sizeBytes,

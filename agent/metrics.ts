@@ -103,6 +103,16 @@ const TOTALS: readonly Total[] = [
     help: 'Operations submitted to io_uring.',
     byOperation: { '': CounterIndex.sqes },
   },
+  {
+    name: 'blockwire_agent_polls_total',
+    help: 'Waits that began by polling (--busy-poll).',
+    byOperation: { '': CounterIndex.polls },
+  },
+  {
+    name: 'blockwire_agent_poll_hits_total',
+    help: 'Of those, the ones that polling ended before the worker slept.',
+    byOperation: { '': CounterIndex.pollHits },
+  },
 ];
 
 const PER_VOLUME = ['volume', 'device'] as const;

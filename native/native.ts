@@ -24,14 +24,15 @@ export interface Native {
   ioUringSetup(entries: number, params: Uint32Array): number;
   /**
    * io_uring_enter(2) with GETEVENTS: submits, and waits for `minComplete` completions at most `timeoutUs` (negative:
-   * without bound). Returns the SQEs consumed, or the negative errno.
+   * without bound), of which it looks for one for up to `pollUs` before it sleeps, if the thread has a record with a ring
+   * to poll. Returns the SQEs consumed, or the negative errno.
    */
-  ioUringEnter(fd: number, toSubmit: number, minComplete: number, timeoutUs: number): number;
+  ioUringEnter(fd: number, toSubmit: number, minComplete: number, timeoutUs: number, pollUs: number): number;
   /**
-   * From now on every return from ioUringEnter on this thread stores CLOCK_MONOTONIC at this address, a double in
-   * microseconds; 0 ends it.
+   * From now on every ioUringEnter on this thread fills the record at this address (struct EnterRecord in ring.cc, 40
+   * bytes); 0 ends it.
    */
-  ioUringClock(address: number): void;
+  ioUringRecord(address: number): void;
   /** io_uring_register(2). */
   ioUringRegister(fd: number, opcode: number, argument: NodeJS.TypedArray | null, count: number): number;
 

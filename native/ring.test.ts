@@ -5,7 +5,7 @@ import { constants as osConstants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { KernelError } from './errors.ts';
-import { allocateRegion } from './memory.ts';
+import { allocateRegion, PAGE_SIZE_BYTES } from './memory.ts';
 import { native } from './native.ts';
 import { type CompletionHandler, Ring } from './ring.ts';
 import { IoringOp, IoringSetup, Iosqe, MSG_WAITALL } from './uapi/io-uring.ts';
@@ -217,6 +217,33 @@ test('a process ends cleanly with a ring open and operations in flight', () => {
   assert.equal(child.stdout.toString(), 'ready', child.stderr.toString());
   assert.equal(child.signal, null);
   assert.equal(child.status, 0);
+});
+
+test('a wait that may poll burns the time until its completion comes, and sleeps when none does', () => {
+  const ring = new Ring({ entries: 8, clock: true });
+  const timespec = allocateRegion(PAGE_SIZE_BYTES);
+  const cpuUs = (): number => Object.values(process.cpuUsage()).reduce((sum, us) => sum + us);
+  const results: number[] = [];
+  const handler = ring.addHandler({ complete: (_operation, _data, result) => results.push(result) });
+  try {
+    timespec.view.setBigInt64(8, 20_000_000n, true);
+    const before = cpuUs();
+    ring.prepare(IoringOp.TIMEOUT, 0, 0, -1, 0, timespec.address, 1, 0, handler, 0, 0);
+    ring.enterUs(1, -1, 5_000_000);
+    assert.ok(cpuUs() - before > 2000, `${cpuUs() - before} us`);
+    assert.ok(ring.waitedUs >= 19_000 && ring.waitedUs < 5_000_000, `${ring.waitedUs}`);
+    assert.equal(ring.dispatch(), 1);
+    assert.deepEqual(results, [-osConstants.errno.ETIME]);
+    assert.equal(ring.enterCount, 2, 'one to submit, one to fetch the completion');
+
+    ring.enterUs(1, 30_000, 1000);
+    assert.ok(ring.waitedUs >= 30_000, `${ring.waitedUs}`);
+    assert.equal(ring.dispatch(), 0);
+    assert.equal(ring.enterCount, 4);
+  } finally {
+    ring.close();
+    timespec.release();
+  }
 });
 
 test('the clock is the time of the last return from enter', () => {

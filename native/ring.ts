@@ -47,7 +47,10 @@ export interface CompletionHandler {
 export interface RingOptions {
   /** SQEs; a power of two. Also the longest chain. */
   readonly entries: number;
-  /** Keep the time, see `clock`. Of the rings of one thread, the last one made keeps it for all. */
+  /**
+   * Keep a record of each `enter`: `clock`, `waitedUs`; and let it poll. Of the rings of one thread, the last one made keeps it
+   * for all, and is the only one that may poll.
+   */
   readonly clock?: boolean;
   /** CQEs; default four times `entries`. More completions than that are kept by the kernel, at a cost. */
   readonly cqEntries?: number;
@@ -56,17 +59,25 @@ export interface RingOptions {
 const SETUP =
   IoringSetup.CQSIZE | IoringSetup.SUBMIT_ALL | IoringSetup.SINGLE_ISSUER | IoringSetup.DEFER_TASKRUN;
 
+/** Words of struct EnterRecord (ring.cc). */
+const WAITED_US_WORD = 2;
+const CALLS_WORD = 3;
+const CQ_HEAD_AT = 16;
+const CQ_TAIL_AT = 24;
+const SQ_FLAGS_AT = 32;
+
 /**
  * The ring's descriptor; fills `params`. Without the array of SQE numbers where the kernel can: it patches its own submission
  * path whenever the first ring that has one is made or the last one is gone (io_uring.c, io_key_has_sqarray).
  */
-function setUp(entries: number, params: Uint32Array): number {
+function setUp(entries: number, params: Uint32Array, polled: boolean): number {
+  const flags = SETUP | (polled ? IoringSetup.TASKRUN_FLAG : 0);
   try {
-    params[2] = SETUP | IoringSetup.NO_SQARRAY;
+    params[2] = flags | IoringSetup.NO_SQARRAY;
     return native.ioUringSetup(entries, params);
   } catch (error) {
     if (!(error instanceof KernelError && error.code === 'EINVAL')) throw error;
-    params[2] = SETUP;
+    params[2] = flags;
     return native.ioUringSetup(entries, params);
   }
 }
@@ -86,7 +97,8 @@ export class Ring {
    */
   readonly clock: Float64Array;
 
-  readonly #clockRegion: Region | null;
+  readonly #record: Region | null;
+  readonly #recordWords: Uint32Array;
   readonly #queues: Region;
   readonly #sqeRegion: Region;
   readonly #sqes: Uint32Array;
@@ -111,7 +123,8 @@ export class Ring {
     // struct io_uring_params: 10 words, then io_sqring_offsets (10 words) and io_cqring_offsets (10 words).
     const params = new Uint32Array(30);
     params[1] = options.cqEntries ?? options.entries * 4;
-    this.fd = setUp(options.entries, params);
+    const keepsRecord = options.clock === true;
+    this.fd = setUp(options.entries, params, keepsRecord);
     this.entries = params[0]!;
     const hasArray = (params[2]! & IoringSetup.NO_SQARRAY) === 0;
     const cqEntries = params[1]!;
@@ -140,12 +153,21 @@ export class Ring {
     this.#cqTail = params[21]! / 4;
     this.#cqMask = this.#words[params[22]! / 4]!;
     this.#cqes = cqesOffset / 4;
-    this.#clockRegion = options.clock === true ? allocateRegion(PAGE_SIZE_BYTES) : null;
-    this.clock = new Float64Array(this.#clockRegion?.buffer ?? new ArrayBuffer(8), 0, 1);
-    if (this.#clockRegion !== null) native.ioUringClock(this.#clockRegion.address);
+    this.#record = keepsRecord ? allocateRegion(PAGE_SIZE_BYTES) : null;
+    this.#recordWords = this.#record?.words ?? new Uint32Array(4);
+    this.clock = new Float64Array(this.#recordWords.buffer, 0, 1);
+    if (this.#record !== null) this.#keepRecord(this.#record);
     // The indirection of the submission queue is never needed: slot i always names SQE i.
     const arrayAt = params[16]! / 4;
     for (let i = 0; hasArray && i < this.entries; i++) this.#words[arrayAt + i] = i;
+  }
+
+  #keepRecord({ view, address }: Region): void {
+    const wordAddress = (word: number): bigint => BigInt(this.#queues.address + word * 4);
+    view.setBigUint64(CQ_HEAD_AT, wordAddress(this.#cqHead), true);
+    view.setBigUint64(CQ_TAIL_AT, wordAddress(this.#cqTail), true);
+    view.setBigUint64(SQ_FLAGS_AT, wordAddress(this.#sqFlags), true);
+    native.ioUringRecord(address);
   }
 
   /** Registers who gets the completions of the SQEs that carry the returned number. */
@@ -334,15 +356,18 @@ export class Ring {
    * A signal or the end of the wait are no errors; anything else throws KernelError.
    */
   enter(minComplete: number, timeoutMs: number): void {
-    this.enterUs(minComplete, timeoutMs < 0 ? -1 : timeoutMs * 1000);
+    this.enterUs(minComplete, timeoutMs < 0 ? -1 : timeoutMs * 1000, 0);
   }
 
-  /** The same with microseconds. A whole number: another one is allocated. */
-  enterUs(minComplete: number, timeoutUs: number): void {
+  /**
+   * The same with microseconds, of which up to `pollUs` are spent on the processor instead of asleep (RingOptions.clock).
+   * Whole numbers: others are allocated.
+   */
+  enterUs(minComplete: number, timeoutUs: number, pollUs: number): void {
     const words = this.#words;
     words[this.#sqTail] = this.#tail;
-    this.enterCount++;
-    const result = native.ioUringEnter(this.fd, this.#toSubmit, minComplete, timeoutUs);
+    const result = native.ioUringEnter(this.fd, this.#toSubmit, minComplete, timeoutUs, pollUs);
+    this.enterCount += this.#record === null ? 1 : this.#recordWords[CALLS_WORD]!;
     // The head tells what the kernel took, also when the wait that followed ended with an error.
     const left = (this.#tail - words[this.#sqHead]!) >>> 0;
     this.submittedCount += this.#toSubmit - left;
@@ -350,6 +375,11 @@ export class Ring {
     if (result < 0 && result !== -ETIME && result !== -EINTR && result !== -EAGAIN && result !== -EBUSY) {
       checkResult('io_uring_enter', result);
     }
+  }
+
+  /** Of the last `enter` that was to wait, microseconds up to its return; 0 without `RingOptions.clock`. */
+  get waitedUs(): number {
+    return this.#recordWords[WAITED_US_WORD]!;
   }
 
   /** Whether completions wait to be dispatched. */
@@ -411,9 +441,9 @@ export class Ring {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    if (this.#clockRegion !== null) {
-      native.ioUringClock(0);
-      this.#clockRegion.release();
+    if (this.#record !== null) {
+      native.ioUringRecord(0);
+      this.#record.release();
     }
     this.#queues.release();
     this.#sqeRegion.release();

@@ -12,6 +12,7 @@
 import { type MessagePort, parentPort, receiveMessageOnPort, Worker, workerData } from 'node:worker_threads';
 import { allocateRegion, PAGE_SIZE_BYTES, type Region } from './memory.ts';
 import { native } from './native.ts';
+import type { PollWindow } from './poll-window.ts';
 import { type CompletionHandler, Ring, type RingOptions } from './ring.ts';
 import { IoringOp } from './uapi/io-uring.ts';
 
@@ -31,6 +32,12 @@ export interface WorkerLoopHooks {
   onBatchEnd?(): void;
   /** After that: the longest that the next `enter` may wait, in whole microseconds; -1, the default: without bound. */
   waitUsMax?(): number;
+  /** For how long that `enter` may look for its end before it sleeps (RingOptions.clock). Default: it may not. */
+  readonly pollWindow?: PollWindow;
+  /** Whether it may at all. */
+  mayPoll?(): boolean;
+  /** It did, and its end was found so or not. */
+  onPolled?(found: boolean): void;
   /** Every 100 ms; for deadlines. @param nowMs monotonic milliseconds */
   onTick?(nowMs: number): void;
 }
@@ -56,6 +63,7 @@ export class WorkerLoop implements CompletionHandler {
 
   /** Runs until `stop`. */
   run(hooks: WorkerLoopHooks): void {
+    const { pollWindow: window } = hooks;
     this.#hooks = hooks;
     this.#awaitWake();
     this.#awaitTick();
@@ -63,7 +71,14 @@ export class WorkerLoop implements CompletionHandler {
     this.#receive();
     while (!this.#stopped) {
       hooks.onBatchEnd?.();
-      this.ring.enterUs(this.#stopped || this.ring.hasCompletions ? 0 : 1, hooks.waitUsMax?.() ?? -1);
+      const waits = !this.#stopped && !this.ring.hasCompletions;
+      const polls = waits && window !== undefined && hooks.mayPoll?.() === true;
+      const pollUs = polls ? window.us : 0;
+      this.ring.enterUs(waits ? 1 : 0, hooks.waitUsMax?.() ?? -1, pollUs);
+      if (polls) {
+        const found = window.note(this.ring.waitedUs);
+        if (pollUs > 0) hooks.onPolled?.(found);
+      }
       this.ring.dispatch();
     }
     this.ring.close();

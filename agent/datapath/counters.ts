@@ -23,6 +23,9 @@ export const COUNTERS = [
   'inFlight',
   'enters',
   'sqes',
+  /** Waits that began with polling; those of them that it ended. */
+  'polls',
+  'pollHits',
   /** Payloads of writes handed to the kernel without a copy: SEND_ZC by its notifications, splice. */
   'zeroCopySends',
   /** Of SEND_ZC's, those that the kernel copied after all (IORING_NOTIF_USAGE_ZC_COPIED); splice does not tell. */

@@ -58,6 +58,8 @@ export interface QueueWorkerData {
   /** Of the device's writer; it does not change while a worker lives. */
   readonly generation: number;
   readonly replicaTimeoutMs: number;
+  /** See PollWindow; 0: the worker sleeps at once. */
+  readonly busyPollUsMax: number;
   readonly counters: SharedArrayBuffer;
 }
 

@@ -6,6 +6,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { allocateRegion, PAGE_SIZE_BYTES } from '@blockwire/native/memory.ts';
 import { native } from '@blockwire/native/native.ts';
+import { PollWindow } from '@blockwire/native/poll-window.ts';
 import { openWorkerLoop } from '@blockwire/native/worker-loop.ts';
 import { Agreement } from './agreement.ts';
 import { CounterIndex, openCounters, openLatency } from './counters.ts';
@@ -28,6 +29,8 @@ const RING_ENTRIES = 8 * CHAIN_REQUESTS_MAX;
 const OWN_BYTES_MAX = 1 << 30;
 /** Attempts to connect of one process and link; a new process has a higher generation. */
 const ATTEMPTS_MAX = 1_000_000;
+/** With more in flight than this sleeping gathers completions, which saves more than waking costs. */
+const POLL_REQUESTS_MAX = 4;
 
 const { loop, data } = openWorkerLoop({ entries: RING_ENTRIES, clock: true });
 const setup = data as QueueWorkerData;
@@ -184,5 +187,11 @@ loop.run({
   },
   onTick(nowMs) {
     for (const link of links) link.tick(nowMs);
+  },
+  pollWindow: new PollWindow(setup.busyPollUsMax),
+  mayPoll: () => mirror.activeCount <= POLL_REQUESTS_MAX,
+  onPolled(found) {
+    counters[CounterIndex.polls] = counters[CounterIndex.polls]! + 1;
+    if (found) counters[CounterIndex.pollHits] = counters[CounterIndex.pollHits]! + 1;
   },
 });

@@ -44,6 +44,7 @@ export const IoringSetup = {
   CQSIZE: 1 << 3,
   CLAMP: 1 << 4,
   SUBMIT_ALL: 1 << 7,
+  TASKRUN_FLAG: 1 << 9,
   SINGLE_ISSUER: 1 << 12,
   DEFER_TASKRUN: 1 << 13,
   /** Linux 6.6 */

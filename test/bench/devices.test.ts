@@ -4,7 +4,7 @@ import { BlockwireError } from '@blockwire/shared/errors.ts';
 import { parseDevice } from './devices.ts';
 
 it('reads what a device name says', () => {
-  const plain = { connections: 1, queues: 1, smallKib: null, mirrors: 1 };
+  const plain = { connections: 1, queues: 1, smallKib: null, busyPollUs: null, mirrors: 1 };
   assert.deepEqual(parseDevice('fused'), { name: 'fused', kind: 'fused', ...plain });
   assert.deepEqual(parseDevice('fused-zc-q2-x3'), {
     name: 'fused-zc-q2-x3',
@@ -13,7 +13,13 @@ it('reads what a device name says', () => {
     queues: 2,
     mirrors: 3,
   });
-  assert.deepEqual(parseDevice('fused-s64'), { name: 'fused-s64', kind: 'fused', ...plain, smallKib: 64 });
+  assert.deepEqual(parseDevice('fused-s64-p0'), {
+    name: 'fused-s64-p0',
+    kind: 'fused',
+    ...plain,
+    smallKib: 64,
+    busyPollUs: 0,
+  });
   assert.deepEqual(parseDevice('nbd-client-c4-x2'), {
     name: 'nbd-client-c4-x2',
     kind: 'nbd-client',

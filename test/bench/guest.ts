@@ -112,7 +112,8 @@ export class Guest {
     if (isOurs(spec.kind)) {
       const queues = spec.queues > 1 ? ['--queues', String(spec.queues)] : [];
       const small = spec.smallKib === null ? [] : ['--small', String(spec.smallKib * 1024)];
-      const flags = [...OURS[spec.kind], ...queues, ...small];
+      const polling = spec.busyPollUs === null ? [] : ['--busy-poll', String(spec.busyPollUs)];
+      const flags = [...OURS[spec.kind], ...queues, ...small, ...polling];
       const tellsCopies = spec.kind !== 'splice';
       return this.#attachOurs(spec.name, { flags, sizeBytes: options.sizeBytes, targets, tellsCopies });
     }

@@ -4,11 +4,12 @@
  *   node test/tools/attach.ts --size BYTES --datapath fused --replica host:port/export [--replica …]
  *
  * `--send zc|plain`, `--zero-copy-min BYTES`, `--receive recv|readFixed`, `--buffers auto|manual` and `--small BYTES` force rungs of
- * the ladder. Prints the device's path when it is ready; removes it on SIGTERM. A lost replica is out for good. Each line on standard
+ * the ladder, `--busy-poll US` how long a queue polls. Prints the device's path when it is ready; removes it on SIGTERM. A lost replica is out for good. Each line on standard
  * input is answered with the counters as one line of JSON.
  */
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
+import { BUSY_POLL_US_DEFAULT } from '@blockwire/agent/config.ts';
 import { COUNTERS } from '@blockwire/agent/datapath/counters.ts';
 import { chooseLadder } from '@blockwire/agent/datapath/ladder.ts';
 import type { DatapathLadder } from '@blockwire/agent/datapath/messages.ts';
@@ -30,6 +31,7 @@ const { values } = parseArgs({
     receive: { type: 'string' },
     buffers: { type: 'string' },
     small: { type: 'string' },
+    'busy-poll': { type: 'string', default: String(BUSY_POLL_US_DEFAULT) },
     'io-size': { type: 'string', default: '1048576' },
     replica: { type: 'string', multiple: true },
   },
@@ -83,6 +85,7 @@ const device = await BlockDevice.create({
   onFatal: () => process.exit(1),
   ioSizeBytesMax: Number(values['io-size']),
   replicaTimeoutMs: 30_000,
+  busyPollUsMax: Number(values['busy-poll']),
   reportLost: ({ nodeId }) => {
     membership = {
       ...membership,
