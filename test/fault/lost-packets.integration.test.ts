@@ -18,7 +18,12 @@ const PORT = 7000;
 const UNACKED_MS = 60_000;
 const REQUEST_BYTES = 28;
 /** Takes bytes and says how many there were. */
-const SINK = `let n = 0; net.createServer((s) => s.on('data', (d) => { n += d.length; console.log(n); })).listen(${PORT}, () => console.log('ready'))`;
+const SINK = `
+  let taken = 0;
+  const say = (what) => process.stdout.write(what + '\\n');
+  const take = (socket) => socket.on('data', ({ length }) => say(taken += length));
+  require('node:net').createServer(take).listen(${PORT}, () => say('ready'));
+`;
 
 test('it sends again at an even pace, and goes on when the link is back', async (t) => {
   const name = `bwlost-${process.pid}`;

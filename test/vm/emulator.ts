@@ -2,7 +2,7 @@
 import * as fs from 'node:fs/promises';
 import * as path from 'node:path';
 import { toBlockwireError } from '@blockwire/shared/errors.ts';
-import { debianCodename, lock, withSuite } from './packages.ts';
+import { debianCodename, exists, lock, withSuite } from './packages.ts';
 import { findProgram, runProgram } from './programs.ts';
 
 /**
@@ -36,7 +36,7 @@ export async function ensureEmulator(
   await fs.mkdir(cache, { recursive: true });
   const unlock = await lock(path.join(cache, 'lock'));
   try {
-    if (!(await isThere(root))) await fetchEmulator(cache, `${codename}-backports`, root, onProgress);
+    if (!(await exists(root))) await fetchEmulator(cache, `${codename}-backports`, root, onProgress);
   } catch (error) {
     // Also where nobody listens: a test that fails later may fail of it.
     const { message } = toBlockwireError(error);
@@ -66,11 +66,4 @@ async function fetchEmulator(
 export function version(printed: string): number {
   const [, major, minor] = /version (\d+)\.(\d+)/.exec(printed) ?? [];
   return Number(major ?? 0) + Number(minor ?? 0) / 100;
-}
-
-function isThere(directory: string): Promise<boolean> {
-  return fs.access(directory).then(
-    () => true,
-    () => false,
-  );
 }

@@ -3,7 +3,7 @@ import * as fs from 'node:fs/promises';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { BlockwireError } from '@blockwire/shared/errors.ts';
-import { lock, withSuite } from './packages.ts';
+import { exists, lock, withSuite } from './packages.ts';
 import { runProgram } from './programs.ts';
 
 /** The release whose backports have ublk with registered buffers on sockets (7.2 and later). */
@@ -107,11 +107,4 @@ async function prepareModules(root: string, release: string): Promise<void> {
   }
   await fs.symlink('usr/lib', path.join(root, 'lib'));
   await runProgram('depmod', ['-b', root, release]);
-}
-
-function exists(file: string): Promise<boolean> {
-  return fs.access(file).then(
-    () => true,
-    () => false,
-  );
 }

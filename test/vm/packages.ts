@@ -59,6 +59,14 @@ export async function debianCodename(): Promise<string> {
   return /^ID=debian$/m.test(release) ? (/^VERSION_CODENAME=(\w+)$/m.exec(release)?.[1] ?? '') : '';
 }
 
+/** Whether there is such a file or directory. */
+export function exists(file: string): Promise<boolean> {
+  return fs.access(file).then(
+    () => true,
+    () => false,
+  );
+}
+
 /**
  * An apt configuration with state of its own. Given with -c it is read after the machine's, so that its
  * #clear takes the machine's hooks away: some of them empty the machine's package cache after an update.
